@@ -1,0 +1,10 @@
+//! The words that every part of the mesh shares.
+//!
+//! This crate has no layer that decides anything: it holds the resources as their users write them, the
+//! identities, the facts that travel with a request, the table of failures, the registry of clusters and
+//! endpoints, and the [`store`](crate) that knows the whole configuration.
+
+pub mod diagnostic;
+pub mod failure;
+pub mod identity;
+pub mod live;
