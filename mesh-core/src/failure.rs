@@ -207,9 +207,15 @@ impl FailureCode {
             Self::NoHealthyEndpoint => {
                 row("no_healthy_endpoint", "UH", s503, G::UNAVAILABLE, Upstream, NO, "no healthy endpoint\n")
             }
-            Self::ConnectFailed => {
-                row("connect_failed", "UF", s503, G::UNAVAILABLE, Upstream, UNSENT, "no connection upstream\n")
-            }
+            Self::ConnectFailed => row(
+                "connect_failed",
+                "UF",
+                s503,
+                G::UNAVAILABLE,
+                Upstream,
+                UNSENT,
+                "no connection upstream\n",
+            ),
             Self::TlsFailed => {
                 row("tls_failed", "UF", s503, G::UNAVAILABLE, Upstream, UNSENT, "TLS upstream failed\n")
             }
@@ -222,9 +228,15 @@ impl FailureCode {
                 UNSENT,
                 "the upstream is somebody else than expected\n",
             ),
-            Self::UpstreamReset => {
-                row("upstream_reset", "UC", s503, G::UNAVAILABLE, Upstream, AGAIN, "upstream connection broke\n")
-            }
+            Self::UpstreamReset => row(
+                "upstream_reset",
+                "UC",
+                s503,
+                G::UNAVAILABLE,
+                Upstream,
+                AGAIN,
+                "upstream connection broke\n",
+            ),
             Self::UpstreamProtocol => row(
                 "upstream_protocol",
                 "UPE",
@@ -234,9 +246,15 @@ impl FailureCode {
                 NO,
                 "the upstream does not speak HTTP\n",
             ),
-            Self::Overflow => {
-                row("overflow", "UO", s503, G::UNAVAILABLE, Policy, NO, "too many requests in flight upstream\n")
-            }
+            Self::Overflow => row(
+                "overflow",
+                "UO",
+                s503,
+                G::UNAVAILABLE,
+                Policy,
+                NO,
+                "too many requests in flight upstream\n",
+            ),
             Self::Timeout => row(
                 "timeout",
                 "UT",

@@ -2,9 +2,13 @@
 //!
 //! This crate has no layer that decides anything: it holds the resources as their users write them, the
 //! identities, the facts that travel with a request, the table of failures, the registry of clusters and
-//! endpoints, and the [`store`](crate) that knows the whole configuration.
+//! endpoints, and the store that knows the whole configuration.
 
+pub mod body;
+pub mod cluster;
 pub mod diagnostic;
+pub mod facts;
 pub mod failure;
 pub mod identity;
 pub mod live;
+pub mod protocol;
