@@ -451,7 +451,9 @@ impl Failure {
             if let Some(failure) = e.downcast_ref::<Self>() {
                 return failure.clone();
             }
-            cause = e.source();
+            // An I/O error tells its inner error's cause, not the inner error itself.
+            let inner = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+            cause = inner.map(|i| i as _).or_else(|| e.source());
         }
         Self::new(FailureCode::Internal).source(error)
     }
