@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use http_body::Body as _;
-//! use mesh_core::body::Body;
+//! use tower_mesh_core::body::Body;
 //!
 //! assert!(Body::default().is_end_stream());
 //! assert_eq!(Body::from("hello").size_hint().exact(), Some(5));

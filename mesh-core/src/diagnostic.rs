@@ -4,7 +4,7 @@
 //! it. `mesh-proxy check` prints exactly these, and a running proxy logs exactly these.
 //!
 //! ```
-//! use mesh_core::diagnostic::{Diagnostic, Effect, ResourceRef};
+//! use tower_mesh_core::diagnostic::{Diagnostic, Effect, ResourceRef};
 //!
 //! let d = Diagnostic::new(Effect::NotApplied, "mirror is not supported yet")
 //!     .resource(ResourceRef::new("VirtualService", "default", "reviews"))

@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use http::Request;
-//! use mesh_core::facts::{Connection, Facts, PeerIdentity};
+//! use tower_mesh_core::facts::{Connection, Facts, PeerIdentity};
 //!
 //! let peer = PeerIdentity::new("spiffe://cluster.local/ns/default/sa/web".parse().unwrap());
 //! let connection = Connection::builder().peer_addr("10.0.0.7:40000".parse().unwrap()).peer(peer).build();

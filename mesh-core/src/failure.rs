@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use http::StatusCode;
-//! use mesh_core::failure::{Blame, Failure, FailureCode};
+//! use tower_mesh_core::failure::{Blame, Failure, FailureCode};
 //!
 //! let spec = FailureCode::NoHealthyEndpoint.spec();
 //! assert_eq!((spec.code, spec.flag, spec.status), ("no_healthy_endpoint", "UH", StatusCode::SERVICE_UNAVAILABLE));

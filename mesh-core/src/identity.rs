@@ -4,7 +4,7 @@
 //! checks the character rules of the [SPIFFE ID specification](https://spiffe.io/docs/latest/spiffe-specs/spiffe-id/).
 //!
 //! ```
-//! use mesh_core::identity::{SpiffeId, TrustDomain};
+//! use tower_mesh_core::identity::{SpiffeId, TrustDomain};
 //!
 //! let td = TrustDomain::new("cluster.local").unwrap();
 //! let id = SpiffeId::for_account(&td, "default", "reviews").unwrap();

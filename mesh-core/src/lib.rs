@@ -11,4 +11,6 @@ pub mod facts;
 pub mod failure;
 pub mod identity;
 pub mod live;
+pub mod matcher;
+pub mod normal;
 pub mod protocol;

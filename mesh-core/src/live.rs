@@ -5,7 +5,7 @@
 //! that everything that a request meets comes from one configuration.
 //!
 //! ```
-//! use mesh_core::live;
+//! use tower_mesh_core::live;
 //!
 //! let (publisher, rules) = live::channel(vec!["allow reviews"]);
 //! assert_eq!(rules.load().len(), 1);

@@ -1,7 +1,7 @@
 //! What a service's port speaks, as its declaration says.
 //!
 //! ```
-//! use mesh_core::protocol::Protocol;
+//! use tower_mesh_core::protocol::Protocol;
 //!
 //! assert_eq!(Protocol::of_port(Some("http-web"), None, 9080), Protocol::Http1);
 //! assert_eq!(Protocol::of_port(Some("grpc"), None, 9080), Protocol::Grpc);

@@ -8,7 +8,7 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use mesh_core::cluster::{ClusterKey, ClusterSettings, EndpointSpec, Registry, ServiceName};
+//! use tower_mesh_core::cluster::{ClusterKey, ClusterSettings, EndpointSpec, Registry, ServiceName};
 //!
 //! let registry = Registry::new();
 //! let key = ClusterKey::new("reviews.default.svc.cluster.local", 9080, "v1");
