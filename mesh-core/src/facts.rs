@@ -188,6 +188,7 @@ struct Record {
     route: OnceLock<MatchedRoute>,
     upstream: OnceLock<Upstream>,
     failure: OnceLock<Failure>,
+    remote_failure: OnceLock<Failure>,
     attempts: AtomicU32,
 }
 
@@ -347,6 +348,7 @@ impl Facts {
             route: OnceLock::new(),
             upstream: OnceLock::new(),
             failure: OnceLock::new(),
+            remote_failure: OnceLock::new(),
             attempts: AtomicU32::new(0),
         }))
     }
@@ -409,6 +411,16 @@ impl Facts {
     /// Remembers why the mesh answers; the first reason wins.
     pub fn set_failure(&self, failure: Failure) {
         let _ = self.0.failure.set(failure);
+    }
+
+    /// Why the mesh at the other end answered, as its verified sidecar told.
+    pub fn remote_failure(&self) -> Option<&Failure> {
+        self.0.remote_failure.get()
+    }
+
+    /// Remembers why the mesh at the other end answered.
+    pub fn set_remote_failure(&self, failure: Failure) {
+        let _ = self.0.remote_failure.set(failure);
     }
 
     /// How many times the request was sent to an endpoint.

@@ -14,3 +14,4 @@ pub mod live;
 pub mod matcher;
 pub mod normal;
 pub mod protocol;
+pub mod respond;
