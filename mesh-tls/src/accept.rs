@@ -209,12 +209,7 @@ impl<IO> Accepted<IO> {
 impl TlsAccept {
     /// Shows the identity of `credentials`, in the modes of `modes`; default timeouts.
     pub const fn new(credentials: Live<Credentials>, modes: Live<TlsModes>) -> Self {
-        Self {
-            credentials,
-            modes,
-            detect_timeout: DETECT_TIMEOUT,
-            handshake_timeout: HANDSHAKE_TIMEOUT,
-        }
+        Self { credentials, modes, detect_timeout: DETECT_TIMEOUT, handshake_timeout: HANDSHAKE_TIMEOUT }
     }
 
     /// Sets how long PERMISSIVE waits for the first byte. Default: [`DETECT_TIMEOUT`].

@@ -71,7 +71,8 @@ impl TrustBundle {
             infos.push(info);
         }
         if let (true, Some(not_after)) = (infos.is_empty(), expired) {
-            let when = format!("all its roots have expired, the last at {}; it is {}", utc(not_after), utc(now));
+            let when =
+                format!("all its roots have expired, the last at {}; it is {}", utc(not_after), utc(now));
             return Err(bad(when));
         }
         let store = Arc::new(store);

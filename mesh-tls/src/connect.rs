@@ -150,8 +150,7 @@ fn expected(expect: &Expect) -> String {
         Expect::AnyOf(ids) => match ids.as_ref() {
             [] => "nobody".to_owned(),
             ids => {
-                let mut text =
-                    ids.iter().take(SHOWN).map(SpiffeId::as_str).collect::<Vec<_>>().join(" or ");
+                let mut text = ids.iter().take(SHOWN).map(SpiffeId::as_str).collect::<Vec<_>>().join(" or ");
                 if ids.len() > SHOWN {
                     text.push_str(" or another");
                 }
@@ -167,9 +166,10 @@ impl ConnectError {
         match self {
             Self::Connect { .. } | Self::ConnectTimeout { .. } => FailureCode::ConnectFailed,
             Self::IdentityMismatch { .. } => FailureCode::IdentityMismatch,
-            Self::Tls { .. } | Self::TlsTimeout { .. } | Self::NoIdentity { .. } | Self::InvalidSni { .. } => {
-                FailureCode::TlsFailed
-            }
+            Self::Tls { .. }
+            | Self::TlsTimeout { .. }
+            | Self::NoIdentity { .. }
+            | Self::InvalidSni { .. } => FailureCode::TlsFailed,
         }
     }
 }
@@ -281,12 +281,11 @@ impl TlsConnect {
             .map_err(|_| ConnectError::InvalidSni { address: address(), sni: Arc::clone(sni) })?;
         let mismatch =
             |found| ConnectError::IdentityMismatch { address: address(), found, expect: expect.clone() };
-        let tls = TlsConnector::from(config).connect(name, io).await.map_err(|error| {
-            match nameless(&error) {
+        let tls =
+            TlsConnector::from(config).connect(name, io).await.map_err(|error| match nameless(&error) {
                 Some(leaf) => mismatch(format!("without an identity ({leaf})")),
                 None => ConnectError::Tls { address: address(), reason: handshake_reason(&error) },
-            }
-        })?;
+            })?;
         let session = tls.get_ref().1;
         let leaf = session.peer_certificates().and_then(<[_]>::first);
         let peer = leaf
@@ -297,7 +296,13 @@ impl TlsConnect {
             return Err(mismatch(peer.id().to_string()));
         }
         let alpn = Negotiated::of(session.alpn_protocol());
-        Ok(Connected { io: MaybeTls::client(tls), alpn, peer: Some(Arc::new(peer)), address: None, local: None })
+        Ok(Connected {
+            io: MaybeTls::client(tls),
+            alpn,
+            peer: Some(Arc::new(peer)),
+            address: None,
+            local: None,
+        })
     }
 }
 

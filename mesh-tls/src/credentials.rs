@@ -110,8 +110,7 @@ pub(crate) fn publish(
             current.renewed(material, now)
         }
         Err(error) => {
-            let effect =
-                if current.material().is_some() { Effect::LastGoodKept } else { Effect::NotApplied };
+            let effect = if current.material().is_some() { Effect::LastGoodKept } else { Effect::NotApplied };
             let diagnostic = Diagnostic::new(effect, error.to_string());
             if current.status().last_error.as_ref() != Some(&diagnostic) {
                 tracing::warn!("identity: {diagnostic}");

@@ -162,7 +162,8 @@ impl DevCa {
     /// # Errors
     /// As [`issue`](Self::issue).
     pub fn issue_pem(&self, id: &SpiffeId) -> Result<(String, String), MaterialError> {
-        let failed = |e: rcgen::Error| MaterialError::Tls { file: self.file.to_string(), reason: e.to_string() };
+        let failed =
+            |e: rcgen::Error| MaterialError::Tls { file: self.file.to_string(), reason: e.to_string() };
         let now = self.clock.now();
         let key = KeyPair::generate().map_err(failed)?;
         let mut params = CertificateParams::default();
@@ -219,10 +220,8 @@ fn unwritable(path: &Path, error: &io::Error) -> MaterialError {
 /// Makes key and certificate. The certificate comes last: whoever sees it finds the key beside it.
 fn create(dir: &Path, now: SystemTime) -> Result<(), MaterialError> {
     let cert_path = dir.join(CERTIFICATE);
-    let failed = |e: rcgen::Error| MaterialError::Tls {
-        file: cert_path.display().to_string(),
-        reason: e.to_string(),
-    };
+    let failed =
+        |e: rcgen::Error| MaterialError::Tls { file: cert_path.display().to_string(), reason: e.to_string() };
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -336,10 +335,7 @@ impl DevIdentity {
                     self.take_up(made, fastrand::f64());
                 }
             }
-            tokio::select! {
-                () = changes.changed() => {}
-                () = tokio::time::sleep(POLL) => {}
-            }
+            let _ = tokio::time::timeout(POLL, changes.changed()).await;
         }
     }
 

@@ -14,7 +14,9 @@ pub enum LeafError {
     #[error("it is no X.509 certificate: {0}")]
     Malformed(String),
     /// No URI among the subject alternative names.
-    #[error("it has no URI SAN: a workload's certificate carries exactly one, spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")]
+    #[error(
+        "it has no URI SAN: a workload's certificate carries exactly one, spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT"
+    )]
     NoUri,
     /// Several URIs: which one would a policy mean?
     #[error("it has {0} URI SANs: a workload's certificate carries exactly one")]
@@ -70,7 +72,9 @@ pub enum MaterialError {
         error: LeafError,
     },
     /// The key belongs to another certificate.
-    #[error("{key_file}: the private key does not match the certificate in {cert_file}: replace both together")]
+    #[error(
+        "{key_file}: the private key does not match the certificate in {cert_file}: replace both together"
+    )]
     KeyMismatch {
         /// The key's file.
         key_file: String,

@@ -173,7 +173,10 @@ impl FileIdentity {
         {
             self.told_expired = true;
             let dir = self.dir.display();
-            tracing::warn!("identity: the certificate in {dir} expired at {}; peers refuse it", utc(not_after));
+            tracing::warn!(
+                "identity: the certificate in {dir} expired at {}; peers refuse it",
+                utc(not_after)
+            );
         }
     }
 }

@@ -15,7 +15,7 @@
 //! use tower_mesh_tls::modes::{Mode, TlsModes};
 //! use tower_mesh_tls::{AcceptedStream, ConnectTo, Credentials, TlsAccept, TlsConnect};
 //! use tokio::net::TcpListener;
-//! use tower::{Service, ServiceExt};
+//! use tower::ServiceExt;
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! # let dir = tempfile::tempdir().unwrap();
@@ -24,8 +24,8 @@
 //! let reviews: mesh_core::identity::SpiffeId = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
 //!
 //! let modes = Live::fixed(TlsModes::fixed(Mode::Strict));
-//! let mut accept = TlsAccept::new(Live::fixed(Credentials::of(ca.material(&reviews).unwrap())), modes);
-//! let mut connect = TlsConnect::new(Live::fixed(Credentials::of(ca.material(&web).unwrap())));
+//! let accept = TlsAccept::new(Live::fixed(Credentials::of(ca.material(&reviews).unwrap())), modes);
+//! let connect = TlsConnect::new(Live::fixed(Credentials::of(ca.material(&web).unwrap())));
 //!
 //! let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
 //! let to = ConnectTo::socket(listener.local_addr().unwrap().into())
@@ -37,9 +37,9 @@
 //! let server = async {
 //!     let (io, peer) = listener.accept().await.unwrap();
 //!     let local = io.local_addr().unwrap();
-//!     accept.ready().await.unwrap().call(AcceptedStream::new(io, PeerAddr(peer), LocalAddr(local))).await
+//!     accept.oneshot(AcceptedStream::new(io, PeerAddr(peer), LocalAddr(local))).await
 //! };
-//! let (accepted, connected) = tokio::join!(server, connect.ready().await.unwrap().call(to));
+//! let (accepted, connected) = tokio::join!(server, connect.oneshot(to));
 //! let (accepted, connected) = (accepted.unwrap(), connected.unwrap());
 //!
 //! assert_eq!(accepted.connection.peer().unwrap().id(), &web);

@@ -18,7 +18,9 @@ const PREFIX: &str = "outbound_.";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSni {
     /// The name is longer than TLS carries.
-    #[error("the server name for {host} would have {length} bytes, more than {MAX_SNI}: shorten host or subset")]
+    #[error(
+        "the server name for {host} would have {length} bytes, more than {MAX_SNI}: shorten host or subset"
+    )]
     TooLong {
         /// The host called.
         host: String,

@@ -135,10 +135,9 @@ impl Svid {
         let id = spiffe_id_of(first).map_err(leaf_error)?;
         let leaf = CertificateInfo::of(first).map_err(leaf_error)?;
         let certified = CertifiedKey::from_der(chain, key.key()?, &provider()).map_err(|e| match e {
-            rustls::Error::InconsistentKeys(_) => MaterialError::KeyMismatch {
-                key_file: key.name().to_owned(),
-                cert_file: file.to_owned(),
-            },
+            rustls::Error::InconsistentKeys(_) => {
+                MaterialError::KeyMismatch { key_file: key.name().to_owned(), cert_file: file.to_owned() }
+            }
             other => MaterialError::Malformed {
                 file: key.name().to_owned(),
                 reason: format!("the private key cannot be used: {other}"),
