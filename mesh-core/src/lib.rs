@@ -14,4 +14,6 @@ pub mod live;
 pub mod matcher;
 pub mod normal;
 pub mod protocol;
+pub mod resource;
 pub mod respond;
+pub mod yaml;
