@@ -16,4 +16,5 @@ pub mod normal;
 pub mod protocol;
 pub mod resource;
 pub mod respond;
+pub mod source;
 pub mod yaml;
