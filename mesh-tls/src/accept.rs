@@ -41,7 +41,7 @@ use crate::hello::{ClientHello, MAX_CLIENT_HELLO, Sniff, sniff};
 use crate::io::{MaybeTls, Rewind};
 use crate::modes::{Mode, TlsModes};
 use crate::svid::peer_identity;
-use crate::verify::leaf_error_in;
+use crate::verify::told;
 
 /// How long a peer may take from its first byte (in STRICT mode: from the connection) to the end of the
 /// handshake. Envoy's `transport_socket_connect_timeout` is as long where Istio sets it.
@@ -328,9 +328,11 @@ impl TlsAccept {
 
 /// What a failed handshake tells: our own reason where the peer's certificate was refused.
 pub(crate) fn handshake_reason(error: &io::Error) -> String {
-    let tls = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
-    match tls.and_then(leaf_error_in) {
-        Some(leaf) => format!("the peer's certificate: {leaf}"),
+    match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+        Some(refused @ rustls::Error::InvalidCertificate(_)) => {
+            format!("the peer's certificate was refused: {}", told(refused))
+        }
+        Some(other) => other.to_string(),
         None => error.to_string(),
     }
 }

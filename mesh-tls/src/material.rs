@@ -11,14 +11,14 @@ use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use rustls::{CertificateError, ClientConfig, ServerConfig};
+use rustls::{ClientConfig, ServerConfig};
 
 use crate::alpn::{MeshAlpn, SERVER_ALPN};
 use crate::bundle::TrustBundle;
 use crate::clock::Clock;
 use crate::error::MaterialError;
 use crate::svid::Svid;
-use crate::verify::PeerVerifier;
+use crate::verify::{PeerVerifier, told};
 
 /// A workload's identity in force: what it shows and whom it believes.
 #[derive(Clone)]
@@ -66,12 +66,7 @@ impl TlsMaterial {
             bundle_file: bundle
                 .of(svid.id().trust_domain())
                 .map_or_else(|| "the trust bundle".to_owned(), |roots| roots.file.to_string()),
-            reason: match e {
-                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-                    "its issuer is unknown".to_owned()
-                }
-                other => other.to_string(),
-            },
+            reason: told(&e),
         };
         if let Some((leaf, rest)) = svid.certified().cert.split_first() {
             verifier.check_server(leaf, rest, clock.unix()).map_err(untrusted)?;

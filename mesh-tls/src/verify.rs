@@ -40,6 +40,18 @@ pub(crate) fn leaf_error_in(error: &Error) -> Option<&LeafError> {
     }
 }
 
+/// What is wrong with a certificate, in words.
+pub(crate) fn told(error: &Error) -> String {
+    match (leaf_error_in(error), error) {
+        (Some(leaf), _) => leaf.to_string(),
+        (None, Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "its issuer is unknown".to_owned()
+        }
+        (None, Error::InvalidCertificate(other)) => other.to_string(),
+        (None, other) => other.to_string(),
+    }
+}
+
 impl PeerVerifier {
     pub(crate) fn new(bundle: TrustBundle, own: SpiffeId, algorithms: WebPkiSupportedAlgorithms) -> Self {
         Self { bundle, own, algorithms }
