@@ -1,17 +1,25 @@
 //! Whether a port takes mutual TLS only, both, or none: PeerAuthentication, compiled for one workload.
 //!
 //! The most specific policy that sets a mode decides, as in Istio: port, workload, namespace, mesh; of
-//! several on one level the oldest. With none at all a port is PERMISSIVE.
+//! several on one level the oldest. With none at all a port is PERMISSIVE. A policy that could not be read
+//! stands before all others of its level, as STRICT.
 //!
 //! ```
-//! use mesh_core::diagnostic::ResourceRef;
-//! use tower_mesh_tls::modes::{Mode, ModePolicy, Scope, TlsModes};
+//! use mesh_core::resource::peer_authentication::{MutualTls, MutualTlsMode, PeerAuthentication};
+//! use mesh_core::resource::{Labels, Resource, Selector};
+//! use tower_mesh_tls::modes::{Mode, TlsModes};
 //!
-//! let policy = |scope, name| ModePolicy::new(ResourceRef::new("PeerAuthentication", "default", name), scope);
-//! let modes = TlsModes::compile(&[
-//!     policy(Scope::Namespace, "strict").mode(Mode::Strict),
-//!     policy(Scope::Workload, "metrics").port(9090, Some(Mode::Disable)),
-//! ]);
+//! let strict = Resource::new("default", "strict", PeerAuthentication {
+//!     mtls: Some(MutualTls { mode: MutualTlsMode::Strict }),
+//!     ..Default::default()
+//! });
+//! let metrics = Resource::new("default", "metrics", PeerAuthentication {
+//!     selector: Some(Selector::new([("app", "web")])),
+//!     port_level_mtls: [(9090, MutualTls { mode: MutualTlsMode::Disable })].into(),
+//!     ..Default::default()
+//! });
+//! let web = Labels::from([("app".to_owned(), "web".to_owned())]);
+//! let modes = TlsModes::compile([&strict, &metrics], "istio-system", "default", &web);
 //! assert_eq!(modes.for_port(8080).mode, Mode::Strict);
 //! assert_eq!(modes.for_port(9090).mode, Mode::Disable);
 //! assert_eq!(modes.for_port(9090).source.as_ref().unwrap().name(), "metrics");
@@ -21,8 +29,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use mesh_core::diagnostic::ResourceRef;
+use mesh_core::diagnostic::{Diagnostic, Effect, ResourceRef};
 use mesh_core::facts::Transport;
+use mesh_core::resource::peer_authentication::{MutualTls, MutualTlsMode, PeerAuthentication};
+use mesh_core::resource::{Labels, Resource, selects};
 
 /// What a port takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -55,47 +65,6 @@ impl fmt::Display for Mode {
     }
 }
 
-/// How much of the mesh a policy speaks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Scope {
-    /// All of it: without selector, in the root namespace.
-    Mesh,
-    /// A namespace: without selector, elsewhere.
-    Namespace,
-    /// Workloads that its selector picks.
-    Workload,
-}
-
-/// What one PeerAuthentication asks of one workload.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModePolicy {
-    source: ResourceRef,
-    scope: Scope,
-    mode: Option<Mode>,
-    ports: BTreeMap<u16, Option<Mode>>,
-}
-
-impl ModePolicy {
-    /// A policy that asks for nothing yet (`UNSET`).
-    pub const fn new(source: ResourceRef, scope: Scope) -> Self {
-        Self { source, scope, mode: None, ports: BTreeMap::new() }
-    }
-
-    /// Sets `mtls.mode`.
-    #[must_use]
-    pub fn mode(mut self, mode: impl Into<Option<Mode>>) -> Self {
-        self.mode = mode.into();
-        self
-    }
-
-    /// Adds an entry of `portLevelMtls`; `None` is `UNSET`. Has no effect beside a selector only.
-    #[must_use]
-    pub fn port(mut self, port: u16, mode: Option<Mode>) -> Self {
-        self.ports.insert(port, mode);
-        self
-    }
-}
-
 /// The mode of a port, and the resource that it comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PortMode {
@@ -118,23 +87,57 @@ impl TlsModes {
         Self { others: PortMode { mode, source: None }, ports: BTreeMap::new() }
     }
 
-    /// Compiles the policies that speak for one workload, oldest first; those of other workloads and
-    /// namespaces must have been left out.
-    pub fn compile(policies: &[ModePolicy]) -> Self {
-        let oldest = |scope| policies.iter().find(|p| p.scope == scope);
+    /// Compiles what `policies`, in any order, ask of a workload with `labels` in `namespace`; `root` is
+    /// the mesh's root namespace. Selectors in the root namespace do not count.
+    pub fn compile<'a>(
+        policies: impl IntoIterator<Item = &'a Resource<PeerAuthentication>>,
+        root: &str,
+        namespace: &str,
+        labels: &Labels,
+    ) -> Self {
+        let mut policies: Vec<_> = policies.into_iter().collect();
+        policies.sort_by(|a, b| {
+            let order = |p: &'a Resource<PeerAuthentication>| (p.invalid.is_none(), p.meta.age_order());
+            order(a).cmp(&order(b))
+        });
+        let first = |namespace: &str, fits: &dyn Fn(Option<&Labels>) -> bool| {
+            let found = |p: &&&Resource<PeerAuthentication>| {
+                p.meta.namespace == namespace && fits(selector_of(&p.spec))
+            };
+            policies.iter().find(found).copied()
+        };
+        let everything = |selector: Option<&Labels>| selector.is_none();
+        let mesh = first(root, &everything);
+        if namespace == root {
+            return Self::of_levels(mesh, None, None);
+        }
+        let workload = first(namespace, &|s| s.is_some_and(|wanted| selects(wanted, labels)));
+        Self::of_levels(mesh, first(namespace, &everything), workload)
+    }
+
+    /// Compiles the one policy of each level that a store has found for a workload.
+    pub fn of_levels(
+        mesh: Option<&Resource<PeerAuthentication>>,
+        namespace: Option<&Resource<PeerAuthentication>>,
+        workload: Option<&Resource<PeerAuthentication>>,
+    ) -> Self {
         let mut others = PortMode::default();
-        for policy in [Scope::Mesh, Scope::Namespace, Scope::Workload].into_iter().filter_map(oldest) {
-            if let Some(mode) = policy.mode {
-                others = PortMode { mode, source: Some(policy.source.clone()) };
+        for policy in [mesh, namespace, workload].into_iter().flatten() {
+            let set = if policy.invalid.is_some() {
+                Some(Mode::Strict)
+            } else {
+                policy.spec.mtls.as_ref().and_then(mode_of)
+            };
+            if let Some(mode) = set {
+                others = PortMode { mode, source: Some(policy.reference()) };
             }
         }
-        let workload = oldest(Scope::Workload);
-        let set = workload.into_iter().flat_map(|policy| {
-            policy.ports.iter().filter_map(|(port, mode)| {
-                Some((*port, PortMode { mode: (*mode)?, source: Some(policy.source.clone()) }))
+        let ports = workload.into_iter().filter(|policy| policy.invalid.is_none()).flat_map(|policy| {
+            policy.spec.port_level_mtls.iter().filter_map(|(port, mtls)| {
+                Some((*port, PortMode { mode: mode_of(mtls)?, source: Some(policy.reference()) }))
             })
         });
-        Self { ports: set.collect(), others }
+        Self { ports: ports.collect(), others }
     }
 
     /// The mode of the workload's port `port`.
@@ -153,68 +156,44 @@ impl TlsModes {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn policy(scope: Scope, name: &str) -> ModePolicy {
-        ModePolicy::new(ResourceRef::new("PeerAuthentication", "ns", name), scope)
-    }
-
-    fn told(modes: &TlsModes, port: u16) -> (Mode, &str) {
-        let found = modes.for_port(port);
-        (found.mode, found.source.as_ref().map_or("", ResourceRef::name))
-    }
-
-    #[test]
-    fn each_level_inherits_from_the_one_above() {
-        use Mode::{Disable, Permissive, Strict};
-        use Scope::{Mesh, Namespace, Workload};
-        let mesh = policy(Mesh, "mesh").mode(Strict);
-        let modes = |p: &[ModePolicy]| TlsModes::compile(p);
-
-        assert_eq!(told(&modes(&[]), 1), (Permissive, ""));
-        assert_eq!(told(&modes(&[policy(Mesh, "unset")]), 1), (Permissive, ""));
-        assert_eq!(told(&modes(std::slice::from_ref(&mesh)), 1), (Strict, "mesh"));
-        let unset = [policy(Workload, "w"), policy(Namespace, "n"), mesh.clone()];
-        assert_eq!(told(&modes(&unset), 1), (Strict, "mesh"));
-        let namespace = [mesh.clone(), policy(Namespace, "n").mode(Disable)];
-        assert_eq!(told(&modes(&namespace), 1), (Disable, "n"));
-        let workload = [namespace.as_slice(), &[policy(Workload, "w").mode(Permissive)]].concat();
-        assert_eq!(told(&modes(&workload), 1), (Permissive, "w"));
-    }
-
-    #[test]
-    fn of_several_on_a_level_the_oldest_decides_even_when_unset() {
-        let modes = TlsModes::compile(&[
-            policy(Scope::Mesh, "mesh").mode(Mode::Strict),
-            policy(Scope::Namespace, "old"),
-            policy(Scope::Namespace, "young").mode(Mode::Disable),
-            policy(Scope::Workload, "first").port(1, Some(Mode::Disable)),
-            policy(Scope::Workload, "second").port(2, Some(Mode::Disable)).mode(Mode::Permissive),
-        ]);
-        assert_eq!(told(&modes, 1), (Mode::Disable, "first"));
-        assert_eq!(told(&modes, 2), (Mode::Strict, "mesh"));
-    }
-
-    #[test]
-    fn ports_count_beside_a_selector_only_and_inherit_when_unset() {
-        let modes = TlsModes::compile(&[
-            policy(Scope::Namespace, "n").mode(Mode::Strict).port(1, Some(Mode::Disable)),
-            policy(Scope::Workload, "w").port(2, None).port(3, Some(Mode::Permissive)),
-        ]);
-        assert_eq!(told(&modes, 1), (Mode::Strict, "n"));
-        assert_eq!(told(&modes, 2), (Mode::Strict, "n"));
-        assert_eq!(told(&modes, 3), (Mode::Permissive, "w"));
-        assert_eq!(modes.ports().count(), 1);
-    }
-
-    #[test]
-    fn turning_strict_keeps_the_meshs_tls_only() {
-        let tls = Transport::Tls { sni: None, alpn: None };
-        let passed = Transport::Passthrough { sni: None };
-        assert!(Mode::Strict.keeps(&tls));
-        assert!(!Mode::Strict.keeps(&passed) && !Mode::Strict.keeps(&Transport::Plaintext));
-        assert!(Mode::Permissive.keeps(&Transport::Plaintext) && Mode::Disable.keeps(&tls));
+/// `None` for `UNSET`, which inherits.
+fn mode_of(mtls: &MutualTls) -> Option<Mode> {
+    match mtls.mode {
+        MutualTlsMode::Unset => None,
+        MutualTlsMode::Disable => Some(Mode::Disable),
+        MutualTlsMode::Permissive => Some(Mode::Permissive),
+        MutualTlsMode::Strict => Some(Mode::Strict),
     }
 }
+
+/// The labels that a policy selects by; a selector without any is none.
+fn selector_of(spec: &PeerAuthentication) -> Option<&Labels> {
+    spec.selector.as_ref().map(|s| &s.match_labels).filter(|labels| !labels.is_empty())
+}
+
+/// What of `policy` is not honoured; `root` is the mesh's root namespace. What the schema itself forbids is
+/// found when the resource is read.
+pub fn validate(policy: &Resource<PeerAuthentication>, root: &str) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    let mut add = |field: &str, message: String| {
+        let mut diagnostic =
+            Diagnostic::new(Effect::NoEffect, message).resource(policy.reference()).field(field);
+        diagnostic.origin.clone_from(&policy.origin);
+        found.push(diagnostic);
+    };
+    let selects = selector_of(&policy.spec).is_some();
+    if selects && policy.meta.namespace == root {
+        let message = format!(
+            "a policy with a selector does not count in the root namespace {root}; \
+             put it into the namespace of the workloads"
+        );
+        add("spec.selector", message);
+    }
+    if !selects && !policy.spec.port_level_mtls.is_empty() {
+        add("spec.portLevelMtls", "modes of single ports count beside a selector only; add one".to_owned());
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests;

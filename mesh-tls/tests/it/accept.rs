@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::diagnostic::ResourceRef;
 use mesh_core::facts::{OriginalDst, Transport};
 use mesh_core::live::{self, Live};
+use mesh_core::resource::peer_authentication::{MutualTls, MutualTlsMode, PeerAuthentication};
+use mesh_core::resource::{Labels, Resource, Selector};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower::ServiceExt;
 use tower_mesh_tls::hello::MAX_CLIENT_HELLO;
-use tower_mesh_tls::modes::{Mode, ModePolicy, Scope, TlsModes};
+use tower_mesh_tls::modes::{Mode, TlsModes};
 use tower_mesh_tls::{AcceptError, Accepted, AcceptedStream, Credentials, TlsAccept};
 
 use crate::support::{Ca, SNI, arrived, id, mutual, nowhere, parts, stranger};
@@ -39,7 +40,9 @@ async fn plaintext_passes_whole_where_it_may() {
     let ca = Ca::new();
     for mode in [Mode::Permissive, Mode::Disable] {
         let accept = ca.accept("reviews", mode);
-        for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16", b"\x16\x03", b"\x16\x03\x01\x00\x00rubbish", b"x"] {
+        for said in
+            [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16", b"\x16\x03", b"\x16\x03\x01\x00\x00rubbish", b"x"]
+        {
             let (near_said, heard) = hears_after_close(&accept, said).await;
             assert_eq!((near_said, heard.as_slice()), (Transport::Plaintext, said), "{mode}");
         }
@@ -146,10 +149,9 @@ async fn silence_is_a_server_that_speaks_first_where_plaintext_may_pass() {
 #[tokio::test(start_paused = true)]
 async fn a_handshake_has_an_end() {
     let ca = Ca::new();
-    for (mode, said) in [
-        (Mode::Permissive, &b"\x16\x03\x01"[..]),
-        (Mode::Strict, b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc"),
-    ] {
+    for (mode, said) in
+        [(Mode::Permissive, &b"\x16\x03\x01"[..]), (Mode::Strict, b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc")]
+    {
         let (mut near, far) = duplex(PIPE);
         near.write_all(said).await.unwrap();
         let accept = ca.accept("reviews", mode).handshake_timeout(Duration::from_secs(3));
@@ -203,26 +205,33 @@ async fn an_oversize_hello_is_refused() {
     }
 }
 
+fn strict() -> PeerAuthentication {
+    PeerAuthentication { mtls: Some(MutualTls { mode: MutualTlsMode::Strict }), ..Default::default() }
+}
+
 #[tokio::test]
 async fn strict_closes_plaintext_without_a_byte() {
     let ca = Ca::new();
-    let policy = ResourceRef::new("PeerAuthentication", "default", "strict");
-    let modes = TlsModes::compile(&[ModePolicy::new(policy, Scope::Namespace).mode(Mode::Strict)]);
+    let policy = Resource::new("default", "strict", strict());
+    let modes = TlsModes::compile([&policy], "istio-system", "default", &Labels::new());
     let accept = TlsAccept::new(ca.credentials("reviews"), Live::fixed(modes));
-    for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01\x00\x05\x02junk", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+    for said in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01\x00\x05\x02junk", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         client.write_all(said).await.unwrap();
         let (io, peer) = listener.accept().await.unwrap();
         let local = io.local_addr().unwrap();
-        let stream = AcceptedStream::new(io, peer.into(), local.into()).original_dst(OriginalDst(
-            "10.0.0.1:9080".parse().unwrap(),
-        ));
+        let stream = AcceptedStream::new(io, peer.into(), local.into())
+            .original_dst(OriginalDst("10.0.0.1:9080".parse().unwrap()));
         let refused = accept.clone().oneshot(stream).await.unwrap_err();
         assert_eq!(refused.reason(), "plaintext_refused");
         assert_eq!(
             refused.to_string(),
-            format!("plaintext from {peer} to port 9080 was refused: mTLS is STRICT by PeerAuthentication default/strict")
+            format!(
+                "plaintext from {peer} to port 9080 was refused: mTLS is STRICT by PeerAuthentication default/strict"
+            )
         );
         let mut answer = Vec::new();
         // Closed or reset: either way nothing was said.
@@ -237,9 +246,16 @@ async fn a_mode_counts_from_the_next_connection_on_and_per_port() {
     let (publisher, modes) = live::channel(TlsModes::fixed(Mode::Permissive));
     let accept = TlsAccept::new(ca.credentials("reviews"), modes);
     assert_eq!(hears(&accept, b"x").await.0, Transport::Plaintext);
-    let policy = ResourceRef::new("PeerAuthentication", "default", "w");
-    let policy = ModePolicy::new(policy, Scope::Workload).mode(Mode::Strict).port(15, Some(Mode::Disable));
-    publisher.publish(TlsModes::compile(&[policy]));
+    let open = MutualTls { mode: MutualTlsMode::Disable };
+    let selector = Some(Selector::new([("app", "web")]));
+    let spec = PeerAuthentication { selector, port_level_mtls: [(15, open)].into(), ..strict() };
+    let web = Labels::from([("app".to_owned(), "web".to_owned())]);
+    publisher.publish(TlsModes::compile(
+        [&Resource::new("default", "w", spec)],
+        "istio-system",
+        "default",
+        &web,
+    ));
     let (mut near, far) = duplex(PIPE);
     near.write_all(b"x").await.unwrap();
     assert_eq!(take(&accept, far).await.unwrap_err().reason(), "plaintext_refused");

@@ -72,7 +72,8 @@ async fn a_certificate_without_exactly_one_spiffe_id_is_nobodys() {
         let error = spiffe_id_of(&chain[0]).unwrap_err();
         assert!(error.to_string().contains(complaint), "{error}");
 
-        let own = Svid::from_pem(Pem::new("tls.crt", shown.0.as_bytes()), Pem::new("tls.key", shown.1.as_bytes()));
+        let own =
+            Svid::from_pem(Pem::new("tls.crt", shown.0.as_bytes()), Pem::new("tls.key", shown.1.as_bytes()));
         let own = own.unwrap_err().to_string();
         assert!(own.starts_with("tls.crt: ") && own.contains(complaint), "{own}");
 
@@ -101,10 +102,12 @@ async fn time_purpose_and_trust_domain_are_checked() {
     let error = called(&ca, &expired).await.unwrap_err();
     assert_eq!(error.code(), FailureCode::TlsFailed, "{error}");
 
-    let client_only = ca.issue(&Leaf { usages: vec![ExtendedKeyUsagePurpose::ClientAuth], ..Leaf::of("reviews") });
+    let client_only =
+        ca.issue(&Leaf { usages: vec![ExtendedKeyUsagePurpose::ClientAuth], ..Leaf::of("reviews") });
     served(&ca, &client_only).await.unwrap();
     assert_eq!(called(&ca, &client_only).await.unwrap_err().code(), FailureCode::TlsFailed);
-    let server_only = ca.issue(&Leaf { usages: vec![ExtendedKeyUsagePurpose::ServerAuth], ..Leaf::of("reviews") });
+    let server_only =
+        ca.issue(&Leaf { usages: vec![ExtendedKeyUsagePurpose::ServerAuth], ..Leaf::of("reviews") });
     called(&ca, &server_only).await.unwrap();
     assert!(served(&ca, &server_only).await.is_err());
 

@@ -207,7 +207,10 @@ fn a_ca_that_is_broken_is_named_and_never_replaced() {
     assert!(error.contains("ca.key: the private key does not match the certificate in"), "{error}");
     fs::write(dir.path().join("ca.key"), "rubbish").unwrap();
     let error = open(Clock::system()).unwrap_err().to_string();
-    assert!(error.contains("ca.key: it holds no usable private key") && !error.contains("rubbish"), "{error}");
+    assert!(
+        error.contains("ca.key: it holds no usable private key") && !error.contains("rubbish"),
+        "{error}"
+    );
     fs::remove_file(dir.path().join("ca.key")).unwrap();
     assert!(open(Clock::system()).unwrap_err().to_string().contains("ca.key: cannot be read"));
     fs::write(dir.path().join("ca.crt"), "rubbish").unwrap();
@@ -260,7 +263,8 @@ async fn the_development_ca_renews_and_follows_the_account() {
     assert!(!live.load().expired(clock.now()));
 
     // Another authority in the same place.
-    let root = |live: &Live<Credentials>| live.load().material().unwrap().bundle().roots().next().unwrap().1.clone();
+    let root =
+        |live: &Live<Credentials>| live.load().material().unwrap().bundle().roots().next().unwrap().1.clone();
     let before = root(&live);
     let other = tempfile::tempdir().unwrap();
     DevCa::open_with(other.path(), clock.clone()).unwrap();

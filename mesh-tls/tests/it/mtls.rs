@@ -79,8 +79,7 @@ async fn a_certificate_of_another_ca_fails_in_the_handshake() {
     let (ours, theirs) = (Ca::new(), Ca::new());
     let to = || nowhere().tls(mutual(&["reviews"]));
 
-    let (_, connected) =
-        over_tcp(&theirs.accept("reviews", Mode::Strict), &ours.connect("web"), to()).await;
+    let (_, connected) = over_tcp(&theirs.accept("reviews", Mode::Strict), &ours.connect("web"), to()).await;
     let error = connected.unwrap_err();
     assert!(matches!(error, ConnectError::Tls { .. }), "{error}");
     assert_eq!(error.code(), FailureCode::TlsFailed);
@@ -193,7 +192,10 @@ async fn what_cannot_be_reached_says_why() {
     let late = connect.clone().oneshot(to).await.unwrap_err();
     assert!(matches!(late, ConnectError::TlsTimeout { .. }), "{late}");
 
-    let to = ConnectTo::new(mesh_core::cluster::EndpointAddress::Name("localhost".into(), silent.local_addr().unwrap().port()));
+    let to = ConnectTo::new(mesh_core::cluster::EndpointAddress::Name(
+        "localhost".into(),
+        silent.local_addr().unwrap().port(),
+    ));
     let named = connect.clone().oneshot(to).await.unwrap();
     assert!(!named.io.is_tls() && named.peer.is_none());
 
