@@ -446,16 +446,21 @@ impl Failure {
 
     /// Finds the failure in an error or its causes; anything else is [`FailureCode::Internal`].
     pub fn of(error: Box<dyn StdError + Send + Sync>) -> Self {
-        let mut cause: Option<&(dyn StdError + 'static)> = Some(&*error);
+        Self::find(&*error).unwrap_or_else(|| Self::new(FailureCode::Internal).source(error))
+    }
+
+    /// Finds the failure in an error or its causes, if there is one.
+    pub fn find(error: &(dyn StdError + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
         while let Some(e) = cause {
             if let Some(failure) = e.downcast_ref::<Self>() {
-                return failure.clone();
+                return Some(failure.clone());
             }
             // An I/O error tells its inner error's cause, not the inner error itself.
             let inner = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
             cause = inner.map(|i| i as _).or_else(|| e.source());
         }
-        Self::new(FailureCode::Internal).source(error)
+        None
     }
 
     /// The answer to the caller, with an empty body: a gRPC call gets status 200 and its error in the

@@ -1,0 +1,303 @@
+//! The numbers behind one set of labels, and where sets are found again without hashing a label.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use mesh_core::cluster::Cluster;
+use mesh_core::facts::{Direction, Facts, PeerIdentity, WorkloadLabels};
+
+use super::labels::{Labels, Outcome, OwnWorkload};
+
+/// Upper bounds of the histograms: milliseconds or bytes. Istio uses one list for both.
+pub const BUCKETS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1_000.0,
+    2_500.0,
+    5_000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+
+/// How many overflown sets keep the answer's own labels (code, gRPC status, flags); past that these
+/// overflow, too.
+pub const MAX_OVERFLOW_SETS: usize = 256;
+
+/// Places in the cache of each family. A place that is taken by another key costs a look into the table
+/// of label sets, nothing else.
+const CACHE_SLOTS: usize = 1024;
+
+/// A histogram of atomics: an observation takes no lock.
+#[derive(Debug, Default)]
+pub(super) struct Histogram {
+    counts: [AtomicU64; BUCKETS.len() + 1],
+    /// In the unit of the raw value, whole numbers, so that it can be an atomic.
+    sum: AtomicU64,
+}
+
+/// What an encoder needs of a [`Histogram`].
+#[derive(Debug)]
+pub(super) struct HistogramSnapshot {
+    pub(super) raw_sum: u64,
+    pub(super) count: u64,
+    pub(super) buckets: Vec<(f64, u64)>,
+}
+
+impl Histogram {
+    fn observe(&self, value: f64, raw: u64) {
+        let place = BUCKETS.iter().position(|bound| value <= *bound).unwrap_or(BUCKETS.len());
+        if let Some(count) = self.counts.get(place) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.sum.fetch_add(raw, Ordering::Relaxed);
+    }
+
+    pub(super) fn snapshot(&self) -> HistogramSnapshot {
+        let bounds = BUCKETS.iter().copied().chain([f64::INFINITY]);
+        let buckets: Vec<_> =
+            bounds.zip(self.counts.iter().map(|count| count.load(Ordering::Relaxed))).collect();
+        HistogramSnapshot {
+            raw_sum: self.sum.load(Ordering::Relaxed),
+            count: buckets.iter().map(|(_, n)| n).sum(),
+            buckets,
+        }
+    }
+}
+
+/// The numbers of requests with one set of labels.
+#[derive(Debug)]
+pub(super) struct HttpSeries {
+    pub(super) labels: Arc<Labels>,
+    pub(super) requests: AtomicU64,
+    /// Raw values are microseconds, bounds milliseconds.
+    pub(super) duration: Histogram,
+    pub(super) request_bytes: Histogram,
+    pub(super) response_bytes: Histogram,
+}
+
+/// The numbers of connections with one set of labels.
+#[derive(Debug)]
+pub(super) struct TcpSeries {
+    pub(super) labels: Arc<Labels>,
+    pub(super) opened: AtomicU64,
+    pub(super) closed: AtomicU64,
+    pub(super) sent: AtomicU64,
+    pub(super) received: AtomicU64,
+}
+
+impl HttpSeries {
+    pub(super) fn record(&self, duration: Duration, request_bytes: u64, response_bytes: u64) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.duration.observe(duration.as_secs_f64() * 1e3, micros);
+        self.request_bytes.observe(request_bytes as f64, request_bytes);
+        self.response_bytes.observe(response_bytes as f64, response_bytes);
+    }
+}
+
+impl From<Arc<Labels>> for HttpSeries {
+    fn from(labels: Arc<Labels>) -> Self {
+        Self {
+            labels,
+            requests: AtomicU64::new(0),
+            duration: Histogram::default(),
+            request_bytes: Histogram::default(),
+            response_bytes: Histogram::default(),
+        }
+    }
+}
+
+impl From<Arc<Labels>> for TcpSeries {
+    fn from(labels: Arc<Labels>) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self { labels, opened: zero(), closed: zero(), sent: zero(), received: zero() }
+    }
+}
+
+/// Everything that determines a set of labels, as addresses of shared values and one number.
+///
+/// An address stands for its value only while nobody else can get it: the entry that keeps a key keeps
+/// weak references to the values, and an allocation is not given back before its last weak reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Key {
+    direction: Direction,
+    own: usize,
+    peer: usize,
+    labels: usize,
+    cluster: usize,
+    outcome: u64,
+}
+
+#[derive(Debug)]
+struct Slot<S> {
+    key: Key,
+    series: Arc<S>,
+    /// Whether records through here count as overflown.
+    overflown: bool,
+    _pins: (Weak<OwnWorkload>, Weak<PeerIdentity>, Weak<WorkloadLabels>, Weak<Cluster>),
+}
+
+struct Table<S> {
+    sets: HashMap<Arc<Labels>, Arc<S>>,
+    /// In the order of their making, so that two scrapes look alike.
+    all: Vec<Arc<S>>,
+    overflow_sets: usize,
+}
+
+/// The series of one family (or of families that share their label sets).
+pub(super) struct Interned<S> {
+    budget: usize,
+    cache: Box<[ArcSwapOption<Slot<S>>]>,
+    table: Mutex<Table<S>>,
+}
+
+/// The parties of `facts`, as far as their labels depend on shared values.
+struct Parties<'a> {
+    peer: Option<&'a Arc<PeerIdentity>>,
+    labels: Option<&'a Arc<WorkloadLabels>>,
+    cluster: Option<&'a Arc<Cluster>>,
+}
+
+impl<'a> Parties<'a> {
+    fn of(facts: &'a Facts) -> Self {
+        let connection = facts.connection();
+        match connection.direction() {
+            Direction::Inbound => {
+                Self { peer: connection.peer(), labels: connection.peer_labels(), cluster: None }
+            }
+            Direction::Outbound => {
+                let upstream = facts.upstream();
+                Self {
+                    peer: upstream.and_then(|u| u.peer.as_ref()),
+                    labels: upstream.map(|u| u.endpoint.labels()),
+                    cluster: facts.route().and_then(|r| r.cluster.as_ref()),
+                }
+            }
+        }
+    }
+}
+
+fn address<T>(value: Option<&Arc<T>>) -> usize {
+    value.map_or(0, |v| Arc::as_ptr(v).addr())
+}
+
+fn pin<T>(value: Option<&Arc<T>>) -> Weak<T> {
+    value.map_or_else(Weak::new, Arc::downgrade)
+}
+
+impl Key {
+    /// Spreads keys over the cache: a multiplicative hash of a few words.
+    fn slot(&self) -> usize {
+        let mut mixed = self.outcome;
+        for word in [self.own, self.peer, self.labels, self.cluster] {
+            // Addresses are aligned: their low bits say nothing.
+            mixed = (mixed.rotate_left(23) ^ (word as u64 >> 4)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        }
+        (mixed >> 40) as usize % CACHE_SLOTS
+    }
+}
+
+impl<S: From<Arc<Labels>>> Interned<S> {
+    pub(super) fn new(budget: usize) -> Self {
+        Self {
+            budget,
+            cache: (0..CACHE_SLOTS).map(|_| ArcSwapOption::empty()).collect(),
+            table: Mutex::new(Table { sets: HashMap::new(), all: Vec::new(), overflow_sets: 0 }),
+        }
+    }
+
+    /// Hands the series of a record to `with`, and says whether it is an overflown one.
+    pub(super) fn find<R>(
+        &self,
+        own: &Arc<OwnWorkload>,
+        facts: &Facts,
+        outcome: Outcome,
+        with: impl FnOnce(&Arc<S>) -> R,
+    ) -> (R, bool) {
+        let parties = Parties::of(facts);
+        let key = Key {
+            direction: facts.connection().direction(),
+            own: address(Some(own)),
+            peer: address(parties.peer),
+            labels: address(parties.labels),
+            cluster: address(parties.cluster),
+            outcome: outcome.packed(),
+        };
+        let place = self.cache.get(key.slot());
+        if let Some(slot) = place.map(ArcSwapOption::load)
+            && let Some(slot) = &*slot
+            && slot.key == key
+        {
+            return (with(&slot.series), slot.overflown);
+        }
+        let (series, overflown) = self.intern(Labels::of(own, facts, outcome));
+        let result = with(&series);
+        if let Some(place) = place {
+            let _pins = (Arc::downgrade(own), pin(parties.peer), pin(parties.labels), pin(parties.cluster));
+            place.store(Some(Arc::new(Slot { key, series, overflown, _pins })));
+        }
+        (result, overflown)
+    }
+
+    fn intern(&self, labels: Labels) -> (Arc<S>, bool) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(series) = table.sets.get(&labels) {
+            return (Arc::clone(series), false);
+        }
+        if table.sets.len() - table.overflow_sets < self.budget {
+            return (table.make(labels), false);
+        }
+        let some = labels.clone().overflow(false);
+        let labels = if table.sets.contains_key(&some) || table.overflow_sets < MAX_OVERFLOW_SETS {
+            some
+        } else {
+            labels.overflow(true)
+        };
+        let before = table.sets.len();
+        let series = table.make(labels);
+        table.overflow_sets += table.sets.len() - before;
+        (series, true)
+    }
+
+    /// Every series there is, oldest first.
+    pub(super) fn all(&self) -> Vec<Arc<S>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).all.clone()
+    }
+}
+
+impl<S: From<Arc<Labels>>> Table<S> {
+    fn make(&mut self, labels: Labels) -> Arc<S> {
+        let labels = Arc::new(labels);
+        match self.sets.entry(Arc::clone(&labels)) {
+            Entry::Occupied(found) => Arc::clone(found.get()),
+            Entry::Vacant(place) => {
+                let series = Arc::new(S::from(labels));
+                self.all.push(Arc::clone(&series));
+                Arc::clone(place.insert(series))
+            }
+        }
+    }
+}
+
+impl<S> fmt::Debug for Interned<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interned").field("budget", &self.budget).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,105 @@
+//! `x-request-id`: kept when the caller sent a sane one, made otherwise.
+//!
+//! ```
+//! use http::HeaderMap;
+//! use tower_mesh_telemetry::request_id;
+//!
+//! let mut headers = HeaderMap::new();
+//! let made = request_id::ensure(&mut headers, || 7);
+//! assert_eq!(headers["x-request-id"], made);
+//! assert_eq!(request_id::ensure(&mut headers, || 8), made);
+//! ```
+
+use http::header::Entry;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// The header.
+pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest request id that is kept, in bytes; a longer one is replaced.
+pub const MAX_REQUEST_ID: usize = 128;
+
+/// Whether a caller's request id is kept: one to [`MAX_REQUEST_ID`] visible ASCII characters.
+pub fn is_sane(id: &[u8]) -> bool {
+    (1..=MAX_REQUEST_ID).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+}
+
+/// The request's id: the one that it carries, if sane and the only one, else a new one, which is put
+/// into the headers. `draw` gives random numbers and is asked twice for a new id.
+pub fn ensure(headers: &mut HeaderMap, mut draw: impl FnMut() -> u64) -> HeaderValue {
+    match headers.entry(REQUEST_ID_HEADER) {
+        Entry::Occupied(mut found) => {
+            let first = found.get();
+            if is_sane(first.as_bytes()) && found.iter().nth(1).is_none() {
+                return first.clone();
+            }
+            let id = uuid(draw(), draw());
+            // Replaces every value, not only the first.
+            found.insert(id.clone());
+            id
+        }
+        Entry::Vacant(place) => place.insert(uuid(draw(), draw())).clone(),
+    }
+}
+
+/// A version 4 UUID (RFC 9562) of two random numbers.
+pub fn uuid(high: u64, low: u64) -> HeaderValue {
+    let high = (high & !0xf000) | 0x4000;
+    let low = (low & !(0b11 << 62)) | (0b10 << 62);
+    let mut digits = crate::trace::hex(high).into_iter().chain(crate::trace::hex(low));
+    let mut text = [b'-'; 36];
+    for (at, place) in text.iter_mut().enumerate() {
+        if !matches!(at, 8 | 13 | 18 | 23) {
+            *place = digits.next().unwrap_or(b'0');
+        }
+    }
+    // Hexadecimal digits and dashes are always a header value.
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_uuid_has_its_version_and_variant() {
+        assert_eq!(uuid(0, 0), "00000000-0000-4000-8000-000000000000");
+        assert_eq!(uuid(u64::MAX, u64::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_eq!(
+            uuid(0x0123_4567_89ab_cdef, 0x0123_4567_89ab_cdef),
+            "01234567-89ab-4def-8123-456789abcdef"
+        );
+    }
+
+    #[test]
+    fn a_sane_id_is_kept_and_any_other_replaced() {
+        let longest = "x".repeat(MAX_REQUEST_ID);
+        let too_long = "x".repeat(MAX_REQUEST_ID + 1);
+        for (id, kept) in
+            [("a", true), (longest.as_str(), true), (too_long.as_str(), false), ("a b", false), ("", false)]
+        {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID_HEADER, HeaderValue::from_str(id).unwrap());
+            assert_eq!(ensure(&mut headers, || 1) == id, kept, "{id:?}");
+            assert!(is_sane(headers[REQUEST_ID_HEADER].as_bytes()));
+        }
+        let mut two = HeaderMap::new();
+        two.append(REQUEST_ID_HEADER, HeaderValue::from_static("a"));
+        two.append(REQUEST_ID_HEADER, HeaderValue::from_static("b"));
+        let id = ensure(&mut two, || 1);
+        assert_eq!(two.get_all(REQUEST_ID_HEADER).iter().collect::<Vec<_>>(), [&id]);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_in_a_sane_id_goes_on(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                headers.insert(REQUEST_ID_HEADER, value);
+            }
+            let id = ensure(&mut headers, || 3);
+            prop_assert!(is_sane(id.as_bytes()));
+            prop_assert_eq!(&headers[REQUEST_ID_HEADER], &id);
+        }
+    }
+}
