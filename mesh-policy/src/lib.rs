@@ -1,1 +1,9 @@
-//! placeholder
+//! Whether a request may pass: authorization, circuit breaking, outlier ejection and rate limits.
+//!
+//! Each module is one concern, as a pure decision and the `tower` layer that runs it:
+//!
+//! - [`authorization`]: Istio's `AuthorizationPolicy`, DENY before ALLOW, per request or per connection;
+
+pub mod authorization;
+
+mod future;
