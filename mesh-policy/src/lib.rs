@@ -3,7 +3,9 @@
 //! Each module is one concern, as a pure decision and the `tower` layer that runs it:
 //!
 //! - [`authorization`]: Istio's `AuthorizationPolicy`, DENY before ALLOW, per request or per connection;
+//! - [`breaker`]: the limit on requests in flight that a `DestinationRule`'s `connectionPool` sets;
 
 pub mod authorization;
+pub mod breaker;
 
 mod future;
