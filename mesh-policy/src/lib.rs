@@ -4,8 +4,10 @@
 //!
 //! - [`authorization`]: Istio's `AuthorizationPolicy`, DENY before ALLOW, per request or per connection;
 //! - [`breaker`]: the limit on requests in flight that a `DestinationRule`'s `connectionPool` sets;
+//! - [`outlier`]: endpoints that keep failing are ejected for a while, as `outlierDetection` says;
 
 pub mod authorization;
 pub mod breaker;
+pub mod outlier;
 
 mod future;
