@@ -5,9 +5,11 @@
 //! - [`authorization`]: Istio's `AuthorizationPolicy`, DENY before ALLOW, per request or per connection;
 //! - [`breaker`]: the limit on requests in flight that a `DestinationRule`'s `connectionPool` sets;
 //! - [`outlier`]: endpoints that keep failing are ejected for a while, as `outlierDetection` says;
+//! - [`ratelimit`]: so many requests in a period, for everybody or for each peer.
 
 pub mod authorization;
 pub mod breaker;
 pub mod outlier;
+pub mod ratelimit;
 
 mod future;
