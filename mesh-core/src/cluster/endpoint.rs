@@ -73,7 +73,11 @@ pub struct Endpoint {
 
 /// The endpoints of a cluster, in the order of the configuration.
 #[derive(Debug, Default)]
-pub struct EndpointSet(Box<[Arc<Endpoint>]>);
+pub struct EndpointSet {
+    members: Box<[Arc<Endpoint>]>,
+    /// Found out once, so that a balancer need not look at every member for each request.
+    uneven: bool,
+}
 
 /// What is counted on an endpoint, and what hangs on it. Survives as long as its key is configured.
 pub struct EndpointState {
@@ -168,18 +172,26 @@ impl Endpoint {
 impl EndpointSet {
     /// The endpoints, in the order of the configuration.
     pub fn members(&self) -> &[Arc<Endpoint>] {
-        &self.0
+        &self.members
+    }
+
+    /// Whether some have a larger share of the load than others.
+    pub fn is_weighted(&self) -> bool {
+        self.uneven
     }
 
     /// How many are ejected at `now`.
     pub fn ejected(&self, now: Instant) -> usize {
-        self.0.iter().filter(|e| e.state.is_ejected(now)).count()
+        self.members.iter().filter(|e| e.state.is_ejected(now)).count()
     }
 }
 
 impl FromIterator<Arc<Endpoint>> for EndpointSet {
     fn from_iter<I: IntoIterator<Item = Arc<Endpoint>>>(endpoints: I) -> Self {
-        Self(endpoints.into_iter().collect())
+        let members: Box<[_]> = endpoints.into_iter().collect();
+        let first = members.first().map_or(1, |e| e.weight());
+        let uneven = members.iter().any(|e| e.weight() != first);
+        Self { members, uneven }
     }
 }
 

@@ -1,0 +1,306 @@
+//! The connections of one endpoint.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+
+use hyper::client::conn::{http1, http2};
+use mesh_core::body::Body;
+use mesh_core::cluster::{Endpoint, EndpointState};
+use mesh_core::facts::{PeerIdentity, UpstreamAddr};
+use mesh_core::failure::Failure;
+use tokio::time::Instant;
+
+use super::connect::HttpVersion;
+use super::shared::{Place, Shared, lock};
+
+/// The most idle HTTP/1.1 connections that one shard keeps to one endpoint; more are closed.
+pub const MAX_IDLE: usize = 512;
+/// The most HTTP/2 connections that one shard opens to one endpoint. Where the streams of all are in use,
+/// further requests wait on the least busy one.
+pub const MAX_HTTP2_CONNECTIONS: usize = 16;
+
+/// What hangs on an endpoint.
+#[derive(Debug)]
+pub(super) struct EndpointPool {
+    shards: Box<[Shard]>,
+    /// The endpoint took HTTP/1.1 when HTTP/2 was offered; forgotten when it takes what is offered.
+    only_http1: AtomicBool,
+    /// The other way round.
+    only_http2: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Shard {
+    lists: Mutex<Lists>,
+    /// Held while an HTTP/2 connection is made, so that a burst of requests shares one.
+    pub(super) gate: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Lists {
+    /// Unused ones; the last was used last.
+    idle: Vec<Idle>,
+    http2: Vec<Arc<Http2>>,
+    /// When the last HTTP/2 connection failed, for those who waited for it.
+    failed: Option<(Instant, Failure)>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    conn: Http1,
+    expires: Option<Instant>,
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Remote {
+    pub(super) address: Option<UpstreamAddr>,
+    pub(super) peer: Option<Arc<PeerIdentity>>,
+}
+
+/// An HTTP/1.1 connection, in one request's hands or idle.
+#[derive(Debug)]
+pub(super) struct Http1 {
+    pub(super) send: http1::SendRequest<Body>,
+    pub(super) remote: Remote,
+    pub(super) served: u32,
+}
+
+/// An HTTP/2 connection, shared.
+#[derive(Debug)]
+pub(super) struct Http2 {
+    pub(super) send: http2::SendRequest<Body>,
+    pub(super) remote: Remote,
+    pub(super) started: AtomicU32,
+    pub(super) active: AtomicU32,
+    /// How many streams the peer takes at once; kept by the connection's task.
+    pub(super) room: Arc<AtomicUsize>,
+    expires: Mutex<Option<Instant>>,
+}
+
+/// One stream of an HTTP/2 connection, from check-out to the end of the response's body.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) conn: Arc<Http2>,
+    home: Home,
+}
+
+/// An idle HTTP/1.1 connection that was found.
+#[derive(Debug)]
+pub(super) enum Found {
+    Ready(Http1),
+    /// Its task has not yet said that the last request is over.
+    Settling(Http1),
+}
+
+/// Where a connection goes back to.
+#[derive(Debug, Clone)]
+pub(super) struct Home {
+    pub(super) target: Arc<Endpoint>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) place: Place,
+    pub(super) shard: usize,
+    pub(super) idle_timeout: Option<std::time::Duration>,
+    /// 0 is no limit.
+    pub(super) max_requests: u32,
+}
+
+impl EndpointPool {
+    /// The pool of `endpoint`, made on first use. `None` when something else hangs there.
+    pub(super) fn of<'a>(endpoint: &'a Arc<EndpointState>, shared: &Shared) -> Option<&'a Self> {
+        endpoint.attachment(|| {
+            shared.remember(endpoint);
+            Self {
+                shards: (0..shared.shards).map(|_| Shard::default()).collect(),
+                only_http1: AtomicBool::new(false),
+                only_http2: AtomicBool::new(false),
+            }
+        })
+    }
+
+    pub(super) fn shard(&self, number: usize) -> Option<&Shard> {
+        self.shards.get(number.checked_rem(self.shards.len())?)
+    }
+
+    /// What to speak where `want` is wished for.
+    pub(super) fn version(&self, want: HttpVersion) -> HttpVersion {
+        match want {
+            HttpVersion::Http2 if self.only_http1.load(Ordering::Relaxed) => HttpVersion::Http1,
+            HttpVersion::Http1 if self.only_http2.load(Ordering::Relaxed) => HttpVersion::Http2,
+            _ => want,
+        }
+    }
+
+    /// Remembers what was agreed on.
+    pub(super) fn agreed(&self, want: HttpVersion, got: HttpVersion) {
+        self.only_http1.store(want != got && got == HttpVersion::Http1, Ordering::Relaxed);
+        self.only_http2.store(want != got && got == HttpVersion::Http2, Ordering::Relaxed);
+    }
+
+    /// Drops what is closed or has been idle for too long; says how many.
+    pub(super) fn sweep(&self, now: Instant) -> usize {
+        self.shards.iter().map(|s| s.sweep(now)).sum()
+    }
+
+    /// Lets go of every connection; those in use end with their requests.
+    pub(super) fn close(&self) {
+        for shard in &self.shards {
+            let mut lists = lock(&shard.lists);
+            lists.idle.clear();
+            lists.http2.clear();
+        }
+    }
+
+    /// Lets go of one connection that nobody uses, to make room for another. Says whether there was one.
+    pub(super) fn evict(&self) -> bool {
+        self.shards.iter().any(|shard| {
+            let mut lists = lock(&shard.lists);
+            if !lists.idle.is_empty() {
+                lists.idle.remove(0);
+                return true;
+            }
+            let unused = lists.http2.iter().position(|c| c.active.load(Ordering::Relaxed) == 0);
+            unused.map(|at| lists.http2.remove(at)).is_some()
+        })
+    }
+}
+
+impl Shard {
+    /// The most recently used idle connection.
+    pub(super) fn take_http1(&self, now: Instant) -> Option<Found> {
+        let mut lists = lock(&self.lists);
+        let mut at = lists.idle.len();
+        let mut settling = None;
+        while let Some(next) = at.checked_sub(1) {
+            at = next;
+            let Some(idle) = lists.idle.get(at) else { continue };
+            if idle.conn.send.is_closed() || idle.expires.is_some_and(|t| t <= now) {
+                lists.idle.remove(at);
+                // Places above moved down by one.
+                settling = settling.map(|s: usize| s.saturating_sub(1));
+            } else if idle.conn.send.is_ready() {
+                return Some(Found::Ready(lists.idle.remove(at).conn));
+            } else if settling.is_none() {
+                settling = Some(at);
+            }
+        }
+        settling.map(|at| Found::Settling(lists.idle.remove(at).conn))
+    }
+
+    /// A connection with a stream to spare. `crowded` takes the least busy one when none has.
+    pub(super) fn take_http2(&self, now: Instant, home: &Home, crowded: bool) -> Option<Stream> {
+        let mut lists = lock(&self.lists);
+        lists.http2.retain(|c| c.is_usable(now, home.max_requests));
+        let spare = lists.http2.iter().find(|c| c.active() < c.room.load(Ordering::Relaxed));
+        let conn = match spare {
+            Some(conn) => conn,
+            None if crowded => lists.http2.iter().min_by_key(|c| c.active())?,
+            None => return None,
+        };
+        Some(Stream::start(conn, home))
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        lock(&self.lists).http2.len() >= MAX_HTTP2_CONNECTIONS
+    }
+
+    pub(super) fn add_http2(&self, conn: Http2, home: &Home) -> Stream {
+        let conn = Arc::new(conn);
+        let stream = Stream::start(&conn, home);
+        if !home.shared.is_draining() {
+            lock(&self.lists).http2.push(conn);
+        }
+        stream
+    }
+
+    pub(super) fn remove_http2(&self, conn: &Arc<Http2>) {
+        lock(&self.lists).http2.retain(|c| !Arc::ptr_eq(c, conn));
+    }
+
+    pub(super) fn fail_http2(&self, now: Instant, failure: Failure) {
+        lock(&self.lists).failed = Some((now, failure));
+    }
+
+    /// Why the connection failed that somebody else made while one waited since `since`.
+    pub(super) fn failed_since(&self, since: Instant) -> Option<Failure> {
+        let lists = lock(&self.lists);
+        lists.failed.as_ref().filter(|(at, _)| *at >= since).map(|(_, failure)| failure.clone())
+    }
+
+    fn sweep(&self, now: Instant) -> usize {
+        let mut lists = lock(&self.lists);
+        let before = lists.idle.len() + lists.http2.len();
+        lists.idle.retain(|i| !i.conn.send.is_closed() && i.expires.is_none_or(|t| t > now));
+        lists.http2.retain(|c| c.is_usable(now, 0));
+        before - lists.idle.len() - lists.http2.len()
+    }
+}
+
+impl Http2 {
+    pub(super) fn new(send: http2::SendRequest<Body>, remote: Remote, room: Arc<AtomicUsize>) -> Self {
+        Self {
+            send,
+            remote,
+            started: AtomicU32::new(0),
+            active: AtomicU32::new(0),
+            room,
+            expires: Mutex::new(None),
+        }
+    }
+
+    fn active(&self) -> usize {
+        usize::try_from(self.active.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
+    }
+
+    fn is_usable(&self, now: Instant, max_requests: u32) -> bool {
+        let used_up = max_requests > 0 && self.started.load(Ordering::Relaxed) >= max_requests;
+        let expired = self.active() == 0 && lock(&self.expires).is_some_and(|t| t <= now);
+        !(used_up || expired || self.send.is_closed())
+    }
+}
+
+impl Stream {
+    fn start(conn: &Arc<Http2>, home: &Home) -> Self {
+        conn.active.fetch_add(1, Ordering::Relaxed);
+        conn.started.fetch_add(1, Ordering::Relaxed);
+        Self { conn: Arc::clone(conn), home: home.clone() }
+    }
+
+    pub(super) fn home(&self) -> &Home {
+        &self.home
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.conn.active.fetch_sub(1, Ordering::Relaxed) == 1 {
+            *lock(&self.conn.expires) =
+                self.home.idle_timeout.and_then(|idle| Instant::now().checked_add(idle));
+            // Unused now: it may make room for another.
+            self.home.shared.wake_one(self.home.place);
+        }
+    }
+}
+
+impl Home {
+    pub(super) fn find(&self) -> Option<&Shard> {
+        EndpointPool::of(self.target.state(), &self.shared)?.shard(self.shard)
+    }
+
+    /// Takes an HTTP/1.1 connection back whose response has ended.
+    pub(super) fn take_back(&self, conn: Http1) {
+        let used_up = self.max_requests > 0 && conn.served >= self.max_requests;
+        if used_up || conn.send.is_closed() || self.shared.is_draining() {
+            return;
+        }
+        let expires = self.idle_timeout.and_then(|idle| Instant::now().checked_add(idle));
+        if let Some(shard) = self.find() {
+            let mut lists = lock(&shard.lists);
+            if lists.idle.len() < MAX_IDLE {
+                lists.idle.push(Idle { conn, expires });
+            }
+        }
+        self.shared.wake_one(self.place);
+    }
+}

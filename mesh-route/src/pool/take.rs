@@ -1,0 +1,459 @@
+//! The way of one request: a connection is found or made, and the request sent.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_core::body::{Body, BoxError};
+use mesh_core::cluster::{Cluster, ClusterSettings, Dispatch, Endpoint, Gauge, InFlight, Limits, Permit};
+use mesh_core::facts::Upstream;
+use mesh_core::failure::{Failure, FailureCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout, timeout_at};
+use tower_service::Service;
+
+use super::body::{Lease, Leased};
+use super::connect::{ConnectTo, Connected, HttpVersion};
+use super::endpoint::{EndpointPool, Found, Home, Http1, Http2, Remote, Shard, Stream};
+use super::error::TryError;
+use super::io::Open;
+use super::shared::{Place, Shared};
+use super::upgrade::StillInFlight;
+use super::wire;
+use crate::attempt::{Report, unconnected};
+
+/// How many kept connections a request that is handed back unsent is given before it gets a fresh one.
+pub const MAX_STALE: u32 = 3;
+/// The largest head of a response, in bytes.
+pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
+/// How long a connection whose last response has just ended may take to say that it is free.
+const SETTLE: Duration = Duration::from_millis(2);
+/// How many streams a peer takes at once before it has said so; hyper assumes the same.
+const FIRST_STREAMS: usize = 100;
+/// How long a connection without a timeout of its own may take; the default of a cluster.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A connection that a request may use.
+enum Conn {
+    Http1(Http1),
+    Http2(Stream),
+}
+
+/// Room for one more connection, or a connection that came free.
+enum Room {
+    Open(Open),
+    Free(Http1),
+}
+
+/// What a request waits for; tells what went wrong when the time is over.
+#[derive(Clone, Copy)]
+enum Stage {
+    Room,
+    Connection,
+}
+
+/// One request's view of the pool.
+struct Taker<C> {
+    connector: C,
+    cluster: Arc<Cluster>,
+    home: Home,
+    limits: Limits,
+    connect_timeout: Duration,
+}
+
+pub(super) async fn send<C, IO>(
+    connector: C,
+    shared: Arc<Shared>,
+    shard: usize,
+    dispatch: Dispatch<Body>,
+    in_flight: InFlight,
+) -> Result<Response<Body>, TryError>
+where
+    C: Service<ConnectTo, Response = Connected<IO>>,
+    C::Error: Into<BoxError>,
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Dispatch { cluster, endpoint, mut request } = dispatch;
+    let report = Report::of(request.extensions());
+    let version = request.version();
+    let settings = cluster.load_settings();
+    let want = wire::wanted(settings.protocol, version, wire::is_upgrade(request.headers()));
+    let mut taker = Taker::new(connector, cluster, endpoint, shared, shard, &settings);
+    drop(settings);
+    let target = Arc::clone(&taker.home.target);
+    let address = &target.key().address;
+    let pool = EndpointPool::of(target.state(), &taker.home.shared).ok_or_else(|| {
+        Failure::new(FailureCode::Internal).detail("something else than a pool hangs on the endpoint")
+    })?;
+
+    let mut stale = 0;
+    loop {
+        let taken = taker.take(pool, pool.version(want), stale >= MAX_STALE).await;
+        let (conn, reused) = taken.inspect_err(|_| report.tell(|| unconnected(Arc::clone(&target))))?;
+        let (remote, to) = match &conn {
+            Conn::Http1(c) => (&c.remote, HttpVersion::Http1),
+            Conn::Http2(s) => (&s.conn.remote, HttpVersion::Http2),
+        };
+        let upstream =
+            || Upstream { endpoint: Arc::clone(&target), address: remote.address, peer: remote.peer.clone() };
+        report.tell(upstream);
+        wire::prepare(&mut request, to, taker.cluster.key()).map_err(TryError::unsent)?;
+        let (error, back) = match exchange(conn, request, &taker.home).await {
+            Ok((response, lease)) => return Ok(finish(response, lease, in_flight, version)),
+            Err(failed) => failed,
+        };
+        match back {
+            None => return Err(TryError::of_exchange(error, address)),
+            Some(unsent) if reused && stale < MAX_STALE => {
+                stale += 1;
+                request = unsent;
+            }
+            Some(_) => return Err(TryError::handed_back(error, address)),
+        }
+    }
+}
+
+type Failed = (hyper::Error, Option<Request<Body>>);
+
+async fn exchange(
+    conn: Conn,
+    request: Request<Body>,
+    home: &Home,
+) -> Result<(Response<Incoming>, Lease), Failed> {
+    match conn {
+        Conn::Http1(mut conn) => {
+            let sent = conn.send.try_send_request(request).await;
+            let response =
+                sent.map_err(|mut e| (e.take_message(), e.into_error())).map_err(|(m, e)| (e, m))?;
+            conn.served = conn.served.saturating_add(1);
+            let last =
+                response.status() == StatusCode::SWITCHING_PROTOCOLS || wire::closes(response.headers());
+            let lease = if last { Lease::Last(home.clone()) } else { Lease::Http1(conn, home.clone()) };
+            Ok((response, lease))
+        }
+        Conn::Http2(stream) => {
+            // A handle of its own, because sending needs it exclusively.
+            let mut send = stream.conn.send.clone();
+            match send.try_send_request(request).await {
+                Ok(response) => Ok((response, Lease::Http2(stream))),
+                Err(mut e) => {
+                    let back = e.take_message();
+                    if back.is_some() {
+                        // It takes no more streams; those that it has go on.
+                        if let Some(shard) = home.find() {
+                            shard.remove_http2(&stream.conn);
+                        }
+                    }
+                    Err((e.into_error(), back))
+                }
+            }
+        }
+    }
+}
+
+fn finish(
+    response: Response<Incoming>,
+    lease: Lease,
+    in_flight: InFlight,
+    version: Version,
+) -> Response<Body> {
+    let (mut parts, incoming) = response.into_parts();
+    let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    parts.version = version;
+    let upgrade = switching.then(|| parts.headers.get(http::header::UPGRADE).cloned()).flatten();
+    wire::strip(&mut parts.headers, false);
+    if switching {
+        if let Some(upgrade) = upgrade {
+            let connection = http::HeaderValue::from_static("upgrade");
+            parts.headers.insert(http::header::CONNECTION, connection);
+            parts.headers.insert(http::header::UPGRADE, upgrade);
+        }
+        parts.extensions.insert(StillInFlight(Arc::new(in_flight)));
+        return Response::from_parts(parts, Body::empty());
+    }
+    if http_body::Body::is_end_stream(&incoming) {
+        lease.end();
+        return Response::from_parts(parts, Body::empty());
+    }
+    Response::from_parts(parts, Body::new(Leased::new(incoming, lease, in_flight)))
+}
+
+impl<C> Taker<C> {
+    fn new(
+        connector: C,
+        cluster: Arc<Cluster>,
+        target: Arc<Endpoint>,
+        shared: Arc<Shared>,
+        shard: usize,
+        settings: &ClusterSettings,
+    ) -> Self {
+        let place = Place::new(&cluster, target.state());
+        let home = Home {
+            target,
+            shared,
+            place,
+            shard,
+            idle_timeout: settings.idle_timeout,
+            max_requests: settings.limits.requests_per_connection,
+        };
+        Self { connector, cluster, home, limits: settings.limits, connect_timeout: settings.connect_timeout }
+    }
+}
+
+impl<C, IO> Taker<C>
+where
+    C: Service<ConnectTo, Response = Connected<IO>>,
+    C::Error: Into<BoxError>,
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    /// A connection, and whether it was there before. `fresh` uses none that was.
+    async fn take(
+        &mut self,
+        pool: &EndpointPool,
+        want: HttpVersion,
+        fresh: bool,
+    ) -> Result<(Conn, bool), TryError> {
+        let shard = pool.shard(self.home.shard).ok_or_else(|| Failure::new(FailureCode::Internal))?;
+        if !fresh && let Some(conn) = self.kept(shard, want).await {
+            return Ok((conn, true));
+        }
+        let _pending = self.pending()?;
+        let started = Instant::now();
+        let deadline = started.checked_add(self.connect_timeout).unwrap_or_else(|| started + NEVER);
+        let mut stage = Stage::Room;
+        match timeout_at(deadline, self.obtain(pool, shard, want, fresh, started, &mut stage)).await {
+            Ok(taken) => taken,
+            Err(_) => Err(TryError::unsent(self.too_late(stage))),
+        }
+    }
+
+    /// One that is there already.
+    async fn kept(&self, shard: &Shard, want: HttpVersion) -> Option<Conn> {
+        let now = Instant::now();
+        match want {
+            HttpVersion::Http2 => {
+                let crowded = shard.is_full();
+                shard.take_http2(now, &self.home, crowded).map(Conn::Http2)
+            }
+            HttpVersion::Http1 => match shard.take_http1(now)? {
+                Found::Ready(conn) => Some(Conn::Http1(conn)),
+                Found::Settling(mut conn) => match timeout(SETTLE, conn.send.ready()).await {
+                    Ok(Ok(())) => Some(Conn::Http1(conn)),
+                    Ok(Err(_)) => None,
+                    Err(_) => {
+                        self.home.take_back(conn);
+                        None
+                    }
+                },
+            },
+        }
+    }
+
+    async fn obtain(
+        &mut self,
+        pool: &EndpointPool,
+        shard: &Shard,
+        want: HttpVersion,
+        fresh: bool,
+        started: Instant,
+        stage: &mut Stage,
+    ) -> Result<(Conn, bool), TryError> {
+        if want == HttpVersion::Http1 {
+            return self.open(pool, shard, want, fresh, stage).await;
+        }
+        let _gate = shard.gate.lock().await;
+        // What somebody else made, or failed to make, while this one waited.
+        if !fresh && let Some(stream) = shard.take_http2(Instant::now(), &self.home, shard.is_full()) {
+            return Ok((Conn::Http2(stream), true));
+        }
+        if let Some(failure) = shard.failed_since(started) {
+            return Err(TryError::unsent(failure));
+        }
+        if self.full()
+            && !fresh
+            && let Some(stream) = shard.take_http2(Instant::now(), &self.home, true)
+        {
+            return Ok((Conn::Http2(stream), true));
+        }
+        let opened = self.open(pool, shard, want, fresh, stage).await;
+        if let Err(error) = &opened {
+            shard.fail_http2(Instant::now(), error.failure().clone());
+        }
+        opened
+    }
+
+    async fn open(
+        &mut self,
+        pool: &EndpointPool,
+        shard: &Shard,
+        want: HttpVersion,
+        fresh: bool,
+        stage: &mut Stage,
+    ) -> Result<(Conn, bool), TryError> {
+        let open = match self.room(shard, want, fresh).await {
+            Room::Free(conn) => return Ok((Conn::Http1(conn), true)),
+            Room::Open(open) => open,
+        };
+        *stage = Stage::Connection;
+        let conn = self.connect(open, want).await.map_err(TryError::unsent)?;
+        Ok((
+            match conn {
+                Made::Http1(conn) => {
+                    pool.agreed(want, HttpVersion::Http1);
+                    Conn::Http1(conn)
+                }
+                Made::Http2(conn) => {
+                    pool.agreed(want, HttpVersion::Http2);
+                    Conn::Http2(shard.add_http2(conn, &self.home))
+                }
+            },
+            false,
+        ))
+    }
+
+    /// Waits for room under the cluster's limit of connections.
+    async fn room(&self, shard: &Shard, want: HttpVersion, fresh: bool) -> Room {
+        if let Some(open) = self.try_open() {
+            return Room::Open(open);
+        }
+        loop {
+            let mut ticket = self.home.shared.queue(self.home.place);
+            if want == HttpVersion::Http1
+                && !fresh
+                && let Some(Conn::Http1(conn)) = self.kept(shard, want).await
+            {
+                return Room::Free(conn);
+            }
+            if let Some(open) = self.try_open() {
+                return Room::Open(open);
+            }
+            self.evict();
+            ticket.woken().await;
+            drop(ticket);
+            if want == HttpVersion::Http1
+                && !fresh
+                && let Some(Conn::Http1(conn)) = self.kept(shard, want).await
+            {
+                return Room::Free(conn);
+            }
+            if let Some(open) = self.try_open() {
+                return Room::Open(open);
+            }
+        }
+    }
+
+    fn full(&self) -> bool {
+        self.cluster.in_use(Gauge::Connections) >= self.limits.connections
+    }
+
+    fn try_open(&self) -> Option<Open> {
+        // Asked for first, because waiting is no overflow.
+        if self.full() {
+            return None;
+        }
+        let permit = self.cluster.try_acquire(Gauge::Connections, self.limits.connections)?;
+        Some(Open::new(permit, self.home.target.state(), &self.home.shared, self.home.place))
+    }
+
+    /// Lets go of a connection of the cluster that nobody uses. Its room comes free when it has closed.
+    fn evict(&self) {
+        for endpoint in self.cluster.load_endpoints().members() {
+            if EndpointPool::of(endpoint.state(), &self.home.shared).is_some_and(EndpointPool::evict) {
+                return;
+            }
+        }
+    }
+
+    fn pending(&self) -> Result<Permit, TryError> {
+        let limit = self.limits.pending;
+        self.cluster.try_acquire(Gauge::Pending, limit).ok_or_else(|| {
+            TryError::unsent(Failure::new(FailureCode::Overflow).detail(format!(
+                "{}: {limit} requests wait for a connection already (connectionPool.http.http1MaxPendingRequests)",
+                self.cluster.key()
+            )))
+        })
+    }
+
+    fn too_late(&self, stage: Stage) -> Failure {
+        let (cluster, time) = (self.cluster.key(), self.connect_timeout);
+        match stage {
+            Stage::Connection => Failure::new(FailureCode::ConnectFailed).detail(format!(
+                "{cluster}: no connection to {} within {time:?} (connectionPool.tcp.connectTimeout)",
+                self.home.target.key().address
+            )),
+            Stage::Room => {
+                let limit = self.limits.connections;
+                // Counts it as an overflow; a permit that came free just now is given back.
+                let _ = self.cluster.try_acquire(Gauge::Connections, limit);
+                Failure::new(FailureCode::Overflow).detail(format!(
+                    "{cluster}: none of {limit} connections came free within {time:?} (connectionPool.tcp.maxConnections)"
+                ))
+            }
+        }
+    }
+
+    async fn connect(&mut self, open: Open, want: HttpVersion) -> Result<Made, Failure> {
+        let key = self.home.target.key();
+        let to = ConnectTo {
+            address: key.address.clone(),
+            tls: key.tls.clone(),
+            http: want,
+            timeout: self.connect_timeout,
+        };
+        let failed = |error: BoxError| {
+            let failure = Failure::of(error);
+            match failure.code() {
+                FailureCode::Internal => Failure::new(FailureCode::ConnectFailed)
+                    .detail(format!("no connection to {}", key.address))
+                    .source(failure),
+                _ => failure,
+            }
+        };
+        poll_fn(|cx| self.connector.poll_ready(cx)).await.map_err(|e| failed(e.into()))?;
+        let connected = self.connector.call(to).await.map_err(|e| failed(e.into()))?;
+        let remote = Remote { address: connected.address, peer: connected.peer };
+        let io = TokioIo::new(open.io(connected.io));
+        let failed = |error: hyper::Error| failed(error.into());
+        match connected.protocol.unwrap_or(want) {
+            HttpVersion::Http1 => {
+                let (send, conn) = http1::Builder::new()
+                    .max_header_size(MAX_HEAD_BYTES as usize)
+                    .handshake(io)
+                    .await
+                    .map_err(failed)?;
+                tokio::spawn(async move {
+                    // Whoever uses it learns how it ended; unused, it is found closed.
+                    let _ = conn.with_upgrades().await;
+                });
+                Ok(Made::Http1(Http1 { send, remote, served: 0 }))
+            }
+            HttpVersion::Http2 => {
+                let (send, mut conn) = http2::Builder::new(TokioExecutor::new())
+                    .timer(TokioTimer::new())
+                    .max_header_list_size(MAX_HEAD_BYTES)
+                    .handshake(io)
+                    .await
+                    .map_err(failed)?;
+                let room = Arc::new(AtomicUsize::new(FIRST_STREAMS));
+                let told = Arc::clone(&room);
+                tokio::spawn(poll_fn(move |cx| {
+                    let done = Pin::new(&mut conn).poll(cx);
+                    told.store(conn.current_max_send_streams(), Ordering::Relaxed);
+                    done.map(drop)
+                }));
+                Ok(Made::Http2(Http2::new(send, remote, room)))
+            }
+        }
+    }
+}
+
+enum Made {
+    Http1(Http1),
+    Http2(Http2),
+}
