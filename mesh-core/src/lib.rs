@@ -17,4 +17,5 @@ pub mod protocol;
 pub mod resource;
 pub mod respond;
 pub mod source;
+pub mod store;
 pub mod yaml;

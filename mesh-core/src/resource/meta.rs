@@ -20,6 +20,8 @@ thin_types! {
         /// When it was made, in RFC 3339 and UTC as Kubernetes writes it, so that the order of the texts is
         /// the order of the times; empty where nobody says.
         pub creation_timestamp: String,
+        /// When its deletion was asked for, in the same form; empty for what is to stay.
+        pub deletion_timestamp: String,
         /// How often its spec has changed.
         pub generation: i64,
         /// Its version in the Kubernetes API.

@@ -1,0 +1,287 @@
+//! Where a service's endpoints come from: EndpointSlices, Pods, WorkloadEntries, names.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::StoreOptions;
+use super::inbound::PeerAuthentications;
+use super::index::ByNamespace;
+use super::services::{ServiceInfo, ServicePort};
+use super::workloads::{Selection, Workload, WorkloadAddress};
+use crate::cluster::EndpointAddress;
+use crate::facts::UpstreamAddr;
+use crate::protocol::Protocol;
+use crate::resource::kubernetes::Endpoint;
+use crate::resource::peer_authentication::MutualTlsMode;
+use crate::resource::service_entry::ServiceEntryResolution;
+use crate::resource::{
+    EndpointSlice, IntOrString, Labels, PeerAuthentication, Resource, Service, ServiceEntry,
+};
+
+/// The label by which an EndpointSlice names its service.
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// One endpoint of a service, all its ports together.
+#[derive(Debug, Clone)]
+pub(super) struct Backend {
+    pub(super) workload: Arc<Workload>,
+    pub(super) address: WorkloadAddress,
+    ports: Vec<BackendPort>,
+    /// Its own host name below that of a headless service.
+    pub(super) hostname: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BackendPort {
+    /// The service's number.
+    service: u16,
+    /// The endpoint's.
+    pub(super) target: u16,
+    /// Whether the endpoint's PeerAuthentication says that it speaks no mTLS there.
+    pub(super) tls_disabled: bool,
+}
+
+/// What endpoints are made from, while a store is built.
+#[derive(Debug)]
+pub(super) struct Sources<'a> {
+    options: &'a StoreOptions,
+    selection: &'a Selection<'a>,
+    pods: HashMap<(&'a str, &'a str), &'a Arc<Workload>>,
+    addresses: HashMap<IpAddr, &'a Arc<Workload>>,
+    slices: HashMap<(&'a str, &'a str), Vec<&'a Resource<EndpointSlice>>>,
+    peers: &'a ByNamespace<PeerAuthentication>,
+    /// Whether any PeerAuthentication says DISABLE; most meshes have none.
+    some_disable: bool,
+}
+
+impl Backend {
+    /// An endpoint at `address` of which nothing else is known.
+    pub(super) fn unknown(namespace: &str, address: WorkloadAddress, ports: &[ServicePort]) -> Self {
+        let workload = Arc::new(Workload::unknown(namespace, address.clone()));
+        let ports = ports.iter().filter(|port| port.protocol != Protocol::Udp).map(|port| {
+            let target = match &port.target {
+                Some(IntOrString::Int(number)) => u16::try_from(*number).unwrap_or(port.number),
+                _ => port.number,
+            };
+            BackendPort { service: port.number, target, tls_disabled: false }
+        });
+        Self { workload, address, ports: ports.collect(), hostname: None }
+    }
+
+    /// How it serves the service's port, if it does.
+    pub(super) fn port(&self, service: u16) -> Option<BackendPort> {
+        self.ports.iter().copied().find(|port| port.service == service)
+    }
+
+    /// Where it serves on `port`.
+    pub(super) fn address(&self, port: u16) -> EndpointAddress {
+        match &self.address {
+            WorkloadAddress::Ip(ip) => EndpointAddress::Socket(UpstreamAddr(SocketAddr::new(*ip, port))),
+            WorkloadAddress::Name(name) => EndpointAddress::Name(Arc::clone(name), port),
+        }
+    }
+}
+
+impl<'a> Sources<'a> {
+    pub(super) fn new(
+        options: &'a StoreOptions,
+        workloads: &'a [Arc<Workload>],
+        selection: &'a Selection<'a>,
+        slices: &'a [Arc<Resource<EndpointSlice>>],
+        peers: &'a ByNamespace<PeerAuthentication>,
+    ) -> Self {
+        let (mut pods, mut addresses) = (HashMap::new(), HashMap::new());
+        for workload in workloads {
+            if workload.is_pod() {
+                pods.entry((&*workload.namespace, &*workload.name)).or_insert(workload);
+            }
+            if let Some(WorkloadAddress::Ip(ip)) = workload.address {
+                // Several Pods of a node's own network share its address: then nobody can tell which.
+                addresses.entry(ip).and_modify(|known| *known = None).or_insert(Some(workload));
+            }
+        }
+        let mut by_service: HashMap<_, Vec<_>> = HashMap::new();
+        for slice in slices {
+            if let Some(service) = slice.meta.labels.get(SERVICE_NAME_LABEL) {
+                let key = (slice.meta.namespace.as_str(), service.as_str());
+                by_service.entry(key).or_default().push(&**slice);
+            }
+        }
+        Self {
+            options,
+            selection,
+            pods,
+            addresses: addresses.into_iter().filter_map(|(ip, w)| Some((ip, w?))).collect(),
+            slices: by_service,
+            peers,
+            some_disable: peers.iter().any(|p| {
+                let modes = p.spec.mtls.iter().chain(p.spec.port_level_mtls.values());
+                modes.into_iter().any(|mtls| mtls.mode == MutualTlsMode::Disable)
+            }),
+        }
+    }
+
+    /// The endpoints of a Kubernetes Service: its slices, or else the ready Pods that it selects; and the
+    /// WorkloadEntries that it selects.
+    pub(super) fn of_service(&self, service: &Resource<Service>, info: &ServiceInfo) -> Vec<Backend> {
+        let (meta, spec) = (&service.meta, &service.spec);
+        if info.resolution == ServiceEntryResolution::Dns {
+            let address = WorkloadAddress::parse(spec.external_name.trim_end_matches('.'));
+            return address.into_iter().map(|a| Backend::unknown(&meta.namespace, a, &info.ports)).collect();
+        }
+        let slices = self.slices.get(&(meta.namespace.as_str(), meta.name.as_str()));
+        let mut found = slices.map_or_else(Vec::new, |slices| self.of_slices(slices, service, info));
+        if spec.selector.is_empty() {
+            return found;
+        }
+        for workload in self.selection.select(&meta.namespace, &spec.selector) {
+            if workload.is_pod() && (slices.is_some() || !usable(workload, spec.publish_not_ready_addresses))
+            {
+                continue;
+            }
+            found.extend(self.of_workload(workload, &info.ports));
+        }
+        found
+    }
+
+    /// The endpoints of a ServiceEntry: those that it lists or selects, or the name that it gives them.
+    pub(super) fn of_entry(
+        &self,
+        entry: &Resource<ServiceEntry>,
+        ports: &[ServicePort],
+        host: &str,
+    ) -> Vec<Backend> {
+        let (namespace, spec) = (entry.meta.namespace.as_str(), &entry.spec);
+        if let Some(selector) = &spec.workload_selector {
+            let selected = self.selection.select(namespace, &selector.labels);
+            return selected.filter(|w| w.ready).filter_map(|w| self.of_workload(w, ports)).collect();
+        }
+        if !spec.endpoints.is_empty() {
+            let inline = spec.endpoints.iter();
+            return inline
+                .map(|endpoint| Arc::new(Workload::of_inline(self.options, namespace, endpoint)))
+                .filter_map(|workload| self.of_workload(&workload, ports))
+                .collect();
+        }
+        // Without endpoints the host names them itself; a static entry has none then.
+        let named = spec.resolution != ServiceEntryResolution::Static;
+        let address = WorkloadAddress::parse(host).filter(|_| named);
+        address.into_iter().map(|address| Backend::unknown(namespace, address, ports)).collect()
+    }
+
+    fn of_workload(&self, workload: &Arc<Workload>, ports: &[ServicePort]) -> Option<Backend> {
+        let address = workload.address.clone()?;
+        let numbers = ports.iter().filter(|port| port.protocol != Protocol::Udp);
+        let numbers = numbers.filter_map(|port| Some((port.number, target_port(workload, port)?)));
+        Some(Backend {
+            address,
+            ports: self.ports(workload, numbers),
+            hostname: workload.is_pod().then(|| Arc::clone(&workload.name)),
+            workload: Arc::clone(workload),
+        })
+    }
+
+    fn ports(&self, workload: &Workload, numbers: impl Iterator<Item = (u16, u16)>) -> Vec<BackendPort> {
+        let modes = self.some_disable.then(|| {
+            let root = &self.options.root_namespace;
+            PeerAuthentications::of(self.peers, root, &workload.namespace, &workload.labels)
+        });
+        let disabled = |port| modes.as_ref().is_some_and(|m| m.mode(port) == MutualTlsMode::Disable);
+        numbers
+            .map(|(service, target)| BackendPort { service, target, tls_disabled: disabled(target) })
+            .collect()
+    }
+
+    fn of_slices(
+        &self,
+        slices: &[&Resource<EndpointSlice>],
+        service: &Resource<Service>,
+        info: &ServiceInfo,
+    ) -> Vec<Backend> {
+        // A service of two families has every endpoint twice; one is enough, that of its first address.
+        let v6_first = service.spec.cluster_ip.contains(':');
+        let family = |name: &str| slices.iter().any(|slice| slice.spec.address_type == name);
+        let skipped = match (family("IPv4"), family("IPv6")) {
+            (true, true) if v6_first => "IPv4",
+            (true, true) => "IPv6",
+            _ => "",
+        };
+        let slices =
+            || slices.iter().filter(|slice| slice.spec.address_type != skipped || skipped.is_empty());
+        let each = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<Backend> {
+            let all = slices().flat_map(|slice| slice.spec.endpoints.iter().map(move |e| (*slice, e)));
+            all.filter(|(_, e)| wanted(e)).filter_map(|(s, e)| self.of_slice_endpoint(s, e, info)).collect()
+        };
+        let unready = service.spec.publish_not_ready_addresses;
+        let ready = each(&|e| e.conditions.is_ready() || unready);
+        if !ready.is_empty() {
+            return ready;
+        }
+        // Endpoints that end but still serve are better than none, as for kube-proxy.
+        each(&|e| e.conditions.serving == Some(true) && e.conditions.terminating == Some(true))
+    }
+
+    fn of_slice_endpoint(
+        &self,
+        slice: &Resource<EndpointSlice>,
+        endpoint: &Endpoint,
+        info: &ServiceInfo,
+    ) -> Option<Backend> {
+        let address = WorkloadAddress::parse(endpoint.addresses.first()?)?;
+        let namespace = slice.meta.namespace.as_str();
+        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod").and_then(|target| {
+            let of = if target.namespace.is_empty() { namespace } else { &target.namespace };
+            self.pods.get(&(of, target.name.as_str()))
+        });
+        let known = pod.or_else(|| match &address {
+            WorkloadAddress::Ip(ip) => self.addresses.get(ip),
+            WorkloadAddress::Name(_) => None,
+        });
+        let workload = known.map_or_else(
+            || Arc::new(Workload::unknown(namespace, address.clone())),
+            |known| Arc::clone(known),
+        );
+        let numbers = info.ports.iter().filter(|port| port.protocol != Protocol::Udp).filter_map(|port| {
+            let of_slice =
+                slice.spec.ports.iter().find(|p| p.name.as_deref().unwrap_or_default() == &*port.name)?;
+            Some((port.number, of_slice.port.or_else(|| target_port(&workload, port))?))
+        });
+        let hostname = endpoint.hostname.as_deref().map(Arc::from);
+        Some(Backend {
+            address,
+            ports: self.ports(&workload, numbers),
+            hostname: hostname.or_else(|| workload.is_pod().then(|| Arc::clone(&workload.name))),
+            workload,
+        })
+    }
+}
+
+/// The port at which `workload` serves a port of a service: a WorkloadEntry's own number for the port's
+/// name, else the target port by number or name, else the same number.
+pub(super) fn target_port(workload: &Workload, port: &ServicePort) -> Option<u16> {
+    if !workload.is_pod()
+        && let Some(own) = workload.ports.get(&*port.name)
+    {
+        return Some(*own);
+    }
+    match &port.target {
+        None => Some(port.number),
+        Some(IntOrString::Int(number)) => u16::try_from(*number).ok().filter(|n| *n > 0),
+        Some(IntOrString::String(name)) => match workload.ports.get(name) {
+            Some(number) => Some(*number),
+            // A Pod without a port of that name does not serve it; a WorkloadEntry need not name it.
+            None if workload.is_pod() => None,
+            None => Some(port.number),
+        },
+    }
+}
+
+fn usable(pod: &Workload, unready_too: bool) -> bool {
+    pod.ready || unready_too
+}
+
+/// Whether an endpoint belongs to a subset with these labels.
+pub(super) fn in_subset(backend: &Backend, labels: &Labels) -> bool {
+    crate::resource::selects(labels, &backend.workload.labels)
+}

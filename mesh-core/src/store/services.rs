@@ -1,0 +1,347 @@
+//! Services: what Kubernetes' Services and ServiceEntries declare, under one form.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::StoreOptions;
+use super::endpoints::{Backend, Sources};
+use super::hosts::HostMap;
+use super::visibility::{Export, Scope};
+use crate::cluster::ServiceName;
+use crate::protocol::Protocol;
+use crate::resource::service_entry::{ServiceEntryLocation, ServiceEntryResolution};
+use crate::resource::{IntOrString, ObjectMeta, Resource, Service, ServiceEntry};
+
+/// The annotation by which a Kubernetes Service says which namespaces see it.
+const EXPORT_ANNOTATION: &str = "networking.istio.io/exportTo";
+
+/// What is known of a service, without its endpoints.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ServiceInfo {
+    /// The full host name; a wildcard only for a ServiceEntry.
+    pub host: Arc<str>,
+    /// The short name; the host itself for a ServiceEntry.
+    pub name: Arc<str>,
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The ports, in the order in which they are written.
+    pub ports: Vec<ServicePort>,
+    /// Whether it is part of the mesh; Kubernetes' services always are.
+    pub location: ServiceEntryLocation,
+    /// How endpoints are found; `STATIC` for Kubernetes' services.
+    pub resolution: ServiceEntryResolution,
+    /// Virtual addresses; a ServiceEntry's may be CIDR blocks.
+    pub vips: Vec<Arc<str>>,
+    /// Whether it is a Kubernetes Service.
+    pub kubernetes: bool,
+    /// Whether it is a Kubernetes Service with `clusterIP: None`.
+    pub headless: bool,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ServicePort {
+    /// The number that callers use.
+    pub number: u16,
+    /// Its name, empty where it has none.
+    pub name: Arc<str>,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// The number or name at the endpoints; `None` is the same number.
+    pub target: Option<IntOrString>,
+}
+
+/// The resources that a service comes from.
+#[derive(Debug, Clone)]
+pub(super) enum Origin {
+    Service(Arc<Resource<Service>>),
+    Entries(Vec<Arc<Resource<ServiceEntry>>>),
+}
+
+/// ServiceEntries for one audience.
+type Entries = (Export, Vec<Arc<Resource<ServiceEntry>>>);
+
+/// A service of the registry.
+#[derive(Debug)]
+pub(super) struct ServiceData {
+    pub(super) info: Arc<ServiceInfo>,
+    pub(super) origin: Origin,
+    pub(super) export: Export,
+    pub(super) backends: Vec<Backend>,
+    /// Names that certificates of its endpoints may carry beside (for Kubernetes) or instead of (for a
+    /// ServiceEntry) those of their accounts.
+    pub(super) alt_names: Vec<String>,
+    /// The host that an `ExternalName` service stands for.
+    pub(super) alias: Option<String>,
+}
+
+/// Every service, by host, namespace and address.
+#[derive(Debug, Default)]
+pub(super) struct Services {
+    all: Vec<Arc<ServiceData>>,
+    hosts: HostMap<Arc<ServiceData>>,
+    namespaces: HashMap<Arc<str>, Vec<Arc<ServiceData>>>,
+    vips: HashMap<IpAddr, Vec<Arc<ServiceData>>>,
+    /// `ExternalName` services by the host that they stand for.
+    aliases: HashMap<String, Vec<Arc<ServiceData>>>,
+}
+
+impl ServiceInfo {
+    /// Its port with this number.
+    pub fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// Its names, as clusters and telemetry carry them.
+    pub fn service_name(&self) -> ServiceName {
+        ServiceName {
+            host: Arc::clone(&self.host),
+            name: Arc::clone(&self.name),
+            namespace: Arc::clone(&self.namespace),
+        }
+    }
+}
+
+impl ServiceData {
+    fn meta(&self) -> Option<&ObjectMeta> {
+        match &self.origin {
+            Origin::Service(service) => Some(&service.meta),
+            Origin::Entries(entries) => entries.first().map(|entry| &entry.meta),
+        }
+    }
+
+    /// Whether a wildcard host stands for whatever name is called.
+    pub(super) fn has_open_names(&self) -> bool {
+        let open = |entry: &Resource<ServiceEntry>| {
+            entry.spec.endpoints.is_empty()
+                && entry.spec.workload_selector.is_none()
+                && entry.spec.resolution != ServiceEntryResolution::Static
+        };
+        self.info.host.starts_with('*')
+            && matches!(&self.origin, Origin::Entries(entries) if entries.iter().any(|e| open(e)))
+    }
+
+    fn of_service(options: &StoreOptions, service: &Arc<Resource<Service>>, sources: &Sources<'_>) -> Self {
+        let (meta, spec) = (&service.meta, &service.spec);
+        let headless = spec.cluster_ip == "None";
+        let mut vips: Vec<Arc<str>> = Vec::new();
+        for ip in spec.cluster_ips.iter().chain([&spec.cluster_ip]).chain(&spec.external_ips) {
+            if ip.parse::<IpAddr>().is_ok() && !vips.iter().any(|seen| **seen == **ip) {
+                vips.push(ip.as_str().into());
+            }
+        }
+        let ports = spec.ports.iter().map(|port| ServicePort {
+            number: port.port,
+            name: port.name.as_str().into(),
+            protocol: match port.protocol.as_str() {
+                "" | "TCP" => Protocol::of_port(Some(&port.name), port.app_protocol.as_deref(), port.port),
+                _ => Protocol::Udp,
+            },
+            target: port.target_port.clone(),
+        });
+        let external = spec.service_type == "ExternalName" && !spec.external_name.is_empty();
+        let info = ServiceInfo {
+            host: format!("{}.{}.svc.{}", meta.name, meta.namespace, options.cluster_domain).into(),
+            name: meta.name.as_str().into(),
+            namespace: meta.namespace.as_str().into(),
+            ports: ports.collect(),
+            location: if external {
+                ServiceEntryLocation::MeshExternal
+            } else {
+                ServiceEntryLocation::MeshInternal
+            },
+            resolution: if external { ServiceEntryResolution::Dns } else { ServiceEntryResolution::Static },
+            vips,
+            kubernetes: true,
+            headless,
+        };
+        let export = meta.annotations.get(EXPORT_ANNOTATION).map_or("", String::as_str);
+        Self {
+            backends: sources.of_service(service, &info),
+            export: Export::new(export.split(','), &meta.namespace),
+            info: Arc::new(info),
+            origin: Origin::Service(Arc::clone(service)),
+            alt_names: Vec::new(),
+            alias: external.then(|| spec.external_name.trim_end_matches('.').to_ascii_lowercase()),
+        }
+    }
+
+    fn of_entries(
+        host: &str,
+        entries: Vec<Arc<Resource<ServiceEntry>>>,
+        sources: &Sources<'_>,
+    ) -> Option<Self> {
+        let first = entries.first()?;
+        let namespace = first.meta.namespace.as_str();
+        let mut info = ServiceInfo {
+            host: host.into(),
+            name: host.into(),
+            namespace: namespace.into(),
+            ports: Vec::new(),
+            location: first.spec.location,
+            resolution: first.spec.resolution,
+            vips: Vec::new(),
+            kubernetes: false,
+            headless: false,
+        };
+        let (mut backends, mut alt_names) = (Vec::new(), Vec::new());
+        for entry in &entries {
+            let ports = ports_of(entry);
+            backends.extend(sources.of_entry(entry, &ports, host));
+            for port in ports {
+                if info.port(port.number).is_none() {
+                    info.ports.push(port);
+                }
+            }
+            for address in &entry.spec.addresses {
+                if !info.vips.iter().any(|seen| **seen == **address) {
+                    info.vips.push(address.as_str().into());
+                }
+            }
+            alt_names.extend(entry.spec.subject_alt_names.iter().cloned());
+        }
+        Some(Self {
+            export: Export::list(&first.spec.export_to, namespace),
+            info: Arc::new(info),
+            origin: Origin::Entries(entries),
+            backends,
+            alt_names,
+            alias: None,
+        })
+    }
+}
+
+fn ports_of(entry: &Resource<ServiceEntry>) -> Vec<ServicePort> {
+    let ports = entry.spec.ports.iter();
+    ports
+        .map(|port| ServicePort {
+            number: port.number,
+            name: port.name.as_str().into(),
+            // A ServiceEntry says its protocol; where it does not, its port's name does.
+            protocol: Protocol::named(&port.protocol)
+                .unwrap_or_else(|| Protocol::of_port(Some(&port.name), None, port.number)),
+            target: (port.target_port != 0).then(|| IntOrString::Int(port.target_port.into())),
+        })
+        .collect()
+}
+
+impl Services {
+    /// Builds the registry. Both lists are sorted by age.
+    pub(super) fn new(
+        options: &StoreOptions,
+        services: &[Arc<Resource<Service>>],
+        entries: &[Arc<Resource<ServiceEntry>>],
+        sources: &Sources<'_>,
+    ) -> Self {
+        let mut all: Vec<ServiceData> =
+            services.iter().map(|service| ServiceData::of_service(options, service, sources)).collect();
+        let kubernetes: HashMap<(String, String), usize> = all
+            .iter()
+            .enumerate()
+            .map(|(at, s)| ((s.info.host.to_string(), s.info.namespace.to_string()), at))
+            .collect();
+
+        // Entries of one namespace that say the same host to the same audience are one service.
+        let mut groups: BTreeMap<(String, &str), Vec<Entries>> = BTreeMap::new();
+        for entry in entries {
+            let export = Export::list(&entry.spec.export_to, &entry.meta.namespace);
+            for host in &entry.spec.hosts {
+                let parts = groups.entry((host.to_ascii_lowercase(), &entry.meta.namespace)).or_default();
+                match parts.iter_mut().find(|(seen, _)| *seen == export) {
+                    Some((_, group)) => group.push(Arc::clone(entry)),
+                    None => parts.push((export.clone(), vec![Arc::clone(entry)])),
+                }
+            }
+        }
+        for ((host, namespace), parts) in groups {
+            let key = (host, namespace.to_owned());
+            let service = kubernetes.get(&key).and_then(|at| all.get_mut(*at));
+            if let Some(service) = service {
+                // Kubernetes wins. Names are taken from the service's own namespace only: anybody else's
+                // could widen who passes for the service.
+                let entries = parts.iter().flat_map(|(_, group)| group);
+                service.alt_names.extend(entries.flat_map(|e| e.spec.subject_alt_names.iter().cloned()));
+            }
+            for (_, group) in parts {
+                all.extend(ServiceData::of_entries(&key.0, group, sources));
+            }
+        }
+        all.sort_by(|a, b| {
+            let key = |s: &ServiceData| !s.info.kubernetes;
+            key(a)
+                .cmp(&key(b))
+                .then_with(|| a.meta().map(ObjectMeta::age_order).cmp(&b.meta().map(ObjectMeta::age_order)))
+        });
+        let mut registry = Self::default();
+        for service in all {
+            registry.add(Arc::new(service));
+        }
+        registry
+    }
+
+    fn add(&mut self, service: Arc<ServiceData>) {
+        self.hosts.insert(&service.info.host, Arc::clone(&service));
+        self.namespaces.entry(Arc::clone(&service.info.namespace)).or_default().push(Arc::clone(&service));
+        for vip in service.info.vips.iter().filter_map(|vip| vip.parse::<IpAddr>().ok()) {
+            self.vips.entry(vip.to_canonical()).or_default().push(Arc::clone(&service));
+        }
+        if let Some(target) = &service.alias {
+            self.aliases.entry(target.clone()).or_default().push(Arc::clone(&service));
+        }
+        self.all.push(service);
+    }
+
+    /// Every service, Kubernetes' first, then by age.
+    pub(super) fn all(&self) -> &[Arc<ServiceData>] {
+        &self.all
+    }
+
+    /// The services of a namespace.
+    pub(super) fn of_namespace(&self, namespace: &str) -> &[Arc<ServiceData>] {
+        self.namespaces.get(namespace).map_or(&[], Vec::as_slice)
+    }
+
+    /// The service of exactly this host (or wildcard) that the scope sees.
+    pub(super) fn of_host(&self, host: &str, scope: &Scope) -> Option<&Arc<ServiceData>> {
+        choose(self.hosts.of(host), scope)
+    }
+
+    /// The most specific wildcard service that covers `host`, with what follows its star.
+    pub(super) fn wildcard<'a>(
+        &'a self,
+        host: &'a str,
+        scope: &Scope,
+    ) -> Option<(&'a str, &'a Arc<ServiceData>)> {
+        self.hosts.wildcards(host).find_map(|(suffix, found)| Some((suffix, choose(found, scope)?)))
+    }
+
+    /// The service with this virtual address.
+    pub(super) fn of_vip(&self, ip: IpAddr, scope: &Scope) -> Option<&Arc<ServiceData>> {
+        choose(self.vips.get(&ip.to_canonical())?, scope)
+    }
+
+    /// The `ExternalName` services that stand for `host`.
+    pub(super) fn aliases(&self, host: &str) -> &[Arc<ServiceData>] {
+        self.aliases.get(host).map_or(&[], Vec::as_slice)
+    }
+
+    /// The services that cover or are `host`, for whoever sees them.
+    pub(super) fn covering<'s>(&'s self, host: &str) -> impl Iterator<Item = &'s Arc<ServiceData>> {
+        self.hosts.covering(host).flatten()
+    }
+}
+
+/// Of several services of one host, the one that the scope sees: Kubernetes', else that of the own
+/// namespace, else the oldest. `found` is in this order but for the namespace.
+fn choose<'a>(found: &'a [Arc<ServiceData>], scope: &Scope) -> Option<&'a Arc<ServiceData>> {
+    let sees = |s: &&Arc<ServiceData>| scope.sees_service(&s.export, &s.info.namespace, &s.info.host);
+    let first = found.iter().find(sees)?;
+    if first.info.kubernetes {
+        return Some(first);
+    }
+    let own = found.iter().filter(sees).find(|s| s.info.namespace == scope.namespace);
+    Some(own.unwrap_or(first))
+}
