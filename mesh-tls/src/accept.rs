@@ -11,6 +11,7 @@
 //! | no TLS | closed without an answer | plaintext | plaintext |
 //! | nothing within the detect timeout | closed after the handshake timeout | plaintext (the server speaks first) | plaintext |
 //!
+//! Under DISABLE nobody looks: the transport in the facts is plaintext whatever the bytes are.
 //! Whoever is terminated has shown a certificate of the trust bundle; there is no way in without one.
 //!
 //! Readiness: always ready. Writes (into the connection's facts): addresses, transport with SNI and ALPN,
@@ -30,7 +31,7 @@ use mesh_core::diagnostic::ResourceRef;
 use mesh_core::facts::{Connection, Direction, LocalAddr, OriginalDst, PeerAddr, Transport};
 use mesh_core::live::Live;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
@@ -44,7 +45,7 @@ use crate::svid::peer_identity;
 use crate::verify::told;
 
 /// How long a peer may take from its first byte (in STRICT mode: from the connection) to the end of the
-/// handshake. Envoy's `transport_socket_connect_timeout` is as long where Istio sets it.
+/// handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long, in PERMISSIVE mode, the first byte is waited for before the connection counts as plaintext of
 /// a protocol in which the server speaks first.
@@ -246,8 +247,7 @@ impl TlsAccept {
             Mode::Strict => None,
         };
 
-        let (prefix, found) = self.detect(&mut io, peer, first).await?;
-        let deadline = Instant::now() + self.handshake_timeout;
+        let (prefix, found, deadline) = self.detect(&mut io, peer, first).await?;
         let io = Rewind::new(io, prefix.freeze());
         let hello = match (found, mode) {
             (None, Mode::Strict) => {
@@ -286,29 +286,34 @@ impl TlsAccept {
     }
 
     /// Reads until it is clear whether the connection is TLS. With `first`, no byte within that time means
-    /// that it is not; without, silence is a timeout.
+    /// that it is not; without, silence is a timeout. Gives what was read, and until when the handshake
+    /// must end.
     async fn detect<IO: AsyncRead + Unpin>(
         &self,
         io: &mut IO,
         peer: PeerAddr,
         first: Option<Duration>,
-    ) -> Result<(BytesMut, Option<ClientHello>), AcceptError> {
+    ) -> Result<(BytesMut, Option<ClientHello>, Instant), AcceptError> {
         let mut seen = BytesMut::with_capacity(FIRST_READ);
+        let mut deadline = Instant::now() + self.handshake_timeout;
         let broke = |source| AcceptError::Io { peer, source };
         let late = AcceptError::HandshakeTimeout { peer, after: self.handshake_timeout };
-        let n = match timeout(first.unwrap_or(self.handshake_timeout), io.read_buf(&mut seen)).await {
+        let patience = first.map_or(deadline, |first| Instant::now() + first);
+        let n = match timeout_at(patience, io.read_buf(&mut seen)).await {
             Ok(read) => read.map_err(broke)?,
-            Err(_) if first.is_some() => return Ok((seen, None)),
+            Err(_) if first.is_some() => return Ok((seen, None, deadline)),
             Err(_) => return Err(late),
         };
         if n == 0 {
             return Err(AcceptError::Closed { peer });
         }
-        let deadline = Instant::now() + self.handshake_timeout;
+        if first.is_some() {
+            deadline = Instant::now() + self.handshake_timeout;
+        }
         loop {
             match sniff(&seen) {
-                Sniff::NotTls => return Ok((seen, None)),
-                Sniff::ClientHello(hello) => return Ok((seen, Some(hello))),
+                Sniff::NotTls => return Ok((seen, None, deadline)),
+                Sniff::ClientHello(hello) => return Ok((seen, Some(hello), deadline)),
                 Sniff::TooLarge => return Err(AcceptError::ClientHelloTooLarge { peer }),
                 Sniff::NeedMore => {}
             }
@@ -320,7 +325,7 @@ impl TlsAccept {
             };
             if n == 0 {
                 // The peer has said all that it wants to say, and it is no whole ClientHello.
-                return Ok((seen, None));
+                return Ok((seen, None, deadline));
             }
         }
     }

@@ -309,8 +309,10 @@ impl TlsConnect {
 /// The reason, where the chain was good and the leaf names no workload.
 fn nameless(error: &io::Error) -> Option<&LeafError> {
     let tls = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-    leaf_error_in(tls)
-        .filter(|e| matches!(e, LeafError::NoUri | LeafError::SeveralUris(_) | LeafError::NotSpiffe(_)))
+    leaf_error_in(tls).filter(|e| {
+        use LeafError::{NoUri, NoWorkload, NotSpiffe, SeveralUris, Signing};
+        matches!(e, NoUri | SeveralUris(_) | NotSpiffe(_) | NoWorkload | Signing)
+    })
 }
 
 /// The future of [`TlsConnect`].

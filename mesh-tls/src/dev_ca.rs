@@ -281,6 +281,8 @@ pub struct DevIdentity {
     publisher: Publisher<Credentials>,
     /// The authority's certificate when the leaf was issued.
     authority: Option<Vec<u8>>,
+    /// Whom the last try was for, well or not.
+    tried: Option<SpiffeId>,
     due: SystemTime,
 }
 
@@ -291,11 +293,12 @@ impl DevIdentity {
     pub fn new(dir: impl Into<PathBuf>, workload: Live<Option<SpiffeId>>, clock: Clock) -> Self {
         let due = clock.now();
         let publisher = Publisher::new(Credentials::none());
-        let mut this = Self { dir: dir.into(), workload, clock, publisher, authority: None, due };
+        let mut this =
+            Self { dir: dir.into(), workload, clock, publisher, authority: None, tried: None, due };
         let id = (**this.workload.load()).clone();
         if let Some(id) = id {
             let made = make(&this.dir, &this.clock, &id);
-            this.take_up(made, fastrand::f64());
+            this.take_up(id, made, fastrand::f64());
         }
         this
     }
@@ -305,7 +308,8 @@ impl DevIdentity {
         self.publisher.live()
     }
 
-    fn take_up(&mut self, made: Made, draw: f64) {
+    fn take_up(&mut self, id: SpiffeId, made: Made, draw: f64) {
+        self.tried = Some(id);
         let now = self.clock.now();
         self.due = match &made {
             Ok((material, _)) => renew_at(now, material.svid().not_after(), draw),
@@ -332,7 +336,7 @@ impl DevIdentity {
                 // A lock may be waited for.
                 let made = tokio::task::spawn_blocking(move || make(&dir, &clock, &who)).await;
                 if let Ok(made) = made {
-                    self.take_up(made, fastrand::f64());
+                    self.take_up(id, made, fastrand::f64());
                 }
             }
             let _ = tokio::time::timeout(POLL, changes.changed()).await;
@@ -340,14 +344,15 @@ impl DevIdentity {
     }
 
     async fn wanted(&self, id: &SpiffeId) -> bool {
-        let now = self.clock.now();
-        let current = self.publisher.load().id() == Some(id);
-        if now >= self.due || (!current && self.publisher.load().status().last_error.is_none()) {
+        if self.tried.as_ref() != Some(id) || self.clock.now() >= self.due {
             return true;
+        }
+        if self.publisher.load().status().last_error.is_some() {
+            return false; // tried again when it is due
         }
         let there = tokio::fs::read(self.dir.join(CERTIFICATE)).await.ok();
         // While the file is gone the leaf is good as long as it lasts.
-        current && there.is_some() && there != self.authority
+        there.is_some() && there != self.authority
     }
 }
 

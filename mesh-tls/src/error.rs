@@ -24,6 +24,12 @@ pub enum LeafError {
     /// The URI is no SPIFFE ID.
     #[error(transparent)]
     NotSpiffe(#[from] InvalidIdentity),
+    /// The SPIFFE ID has no path: it names a trust domain, which cannot speak.
+    #[error("its SPIFFE ID names a whole trust domain, not a workload")]
+    NoWorkload,
+    /// The certificate may sign others (key usage `keyCertSign` or `cRLSign`), which no workload's may.
+    #[error("its key may sign certificates: a workload's must not (key usage)")]
+    Signing,
     /// One certificate is larger than [`MAX_CERTIFICATE`](crate::MAX_CERTIFICATE).
     #[error("it has {0} bytes, more than {max}", max = crate::MAX_CERTIFICATE)]
     TooLarge(usize),

@@ -101,20 +101,36 @@ fn only_spiffe_id(cert: &X509Certificate<'_>) -> Result<SpiffeId, LeafError> {
     }
 }
 
+/// As the [X.509-SVID specification](https://spiffe.io/docs/latest/spiffe-specs/x509-svid/) wants a leaf:
+/// one SPIFFE ID, with a path, and a key that signs no certificates. That it is no CA is checked with the
+/// chain.
+fn workload_id(cert: &X509Certificate<'_>) -> Result<SpiffeId, LeafError> {
+    let id = only_spiffe_id(cert)?;
+    if id.path().is_empty() {
+        return Err(LeafError::NoWorkload);
+    }
+    let usage = cert.key_usage().map_err(|e| LeafError::Malformed(format!("its key usage: {e}")))?;
+    if usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()) {
+        return Err(LeafError::Signing);
+    }
+    Ok(id)
+}
+
 /// The SPIFFE ID of a workload's certificate (DER): its only URI SAN.
 ///
-/// Does not verify anything. Takes what a peer sent: bounded, and free of panics.
+/// Does not verify any signature. Takes what a peer sent: bounded, and free of panics.
 ///
 /// # Errors
-/// When the bytes are no certificate, or there is not exactly one URI, or it is no SPIFFE ID.
+/// When the bytes are no certificate, there is not exactly one URI, it is no SPIFFE ID of a workload, or
+/// the key may sign certificates.
 pub fn spiffe_id_of(der: &[u8]) -> Result<SpiffeId, LeafError> {
-    only_spiffe_id(&parse(der)?)
+    workload_id(&parse(der)?)
 }
 
 /// Identity, expiry and fingerprint of a peer's leaf, which the handshake has verified.
 pub(crate) fn peer_identity(leaf: &CertificateDer<'_>) -> Result<PeerIdentity, LeafError> {
     let cert = parse(leaf)?;
-    let id = only_spiffe_id(&cert)?;
+    let id = workload_id(&cert)?;
     let not_after = from_timestamp(cert.validity().not_after.timestamp());
     Ok(PeerIdentity::new(id).with_certificate(not_after, crate::material::sha256(leaf)))
 }

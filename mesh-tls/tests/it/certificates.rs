@@ -30,6 +30,7 @@ fn corpus() -> Vec<(Vec<SanType>, &'static str)> {
         (vec![uri("spiffe://cluster.local/ns/default/sa/../admin")], "not a SPIFFE ID"),
         (vec![uri("SPIFFE://cluster.local/ns/default/sa/web")], "not a SPIFFE ID"),
         (vec![uri("")], "not a SPIFFE ID"),
+        (vec![uri("spiffe://cluster.local")], "a whole trust domain"),
     ]
 }
 
@@ -84,6 +85,9 @@ async fn a_certificate_without_exactly_one_spiffe_id_is_nobodys() {
         assert_eq!(refused.code(), FailureCode::IdentityMismatch, "{refused}");
         assert!(refused.to_string().contains(complaint), "{refused}");
     }
+    let signs = ca.issue(&Leaf { signs: true, ..Leaf::of("reviews") });
+    assert!(served(&ca, &signs).await.unwrap_err().to_string().contains("may sign certificates"));
+    assert_eq!(called(&ca, &signs).await.unwrap_err().code(), FailureCode::IdentityMismatch);
     // A DNS name beside the URI is fine.
     let mut both = Leaf::of("reviews");
     both.sans.push(SanType::DnsName("reviews.default".try_into().unwrap()));
@@ -230,4 +234,18 @@ fn a_bundle_keeps_what_is_valid_and_says_what_is_not() {
     assert!(with(&many, now).unwrap_err().to_string().contains("257 roots, more than 256"));
     let huge = " ".repeat(tower_mesh_tls::MAX_PEM + 1);
     assert!(with(&huge, now).unwrap_err().to_string().contains("larger than 1048576 bytes"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn a_changed_certificate_is_read_without_panic(at in 0usize..500, to: u8, cut in 0usize..500) {
+        static DER: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let der = DER.get_or_init(|| parts(&AnyCa::p256().issue(&Leaf::of("web"))).0[0].to_vec());
+        let mut changed = der.clone();
+        if let Some(byte) = changed.get_mut(at) {
+            *byte = to;
+        }
+        let _ = spiffe_id_of(&changed);
+        let _ = spiffe_id_of(&der[..cut.min(der.len())]);
+    }
 }

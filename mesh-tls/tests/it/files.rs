@@ -282,4 +282,9 @@ async fn the_development_ca_renews_and_follows_the_account() {
     assert_eq!(now.status().last_error.as_ref().unwrap().effect, Effect::LastGoodKept);
     assert_eq!(now.id(), Some(&id("reviews")));
     assert!(now.expired(clock.now()));
+
+    // Mended: the next try is not far.
+    fs::copy(other.path().join("ca.key"), dir.path().join("ca.key")).unwrap();
+    next(&live, || moved.by(Duration::from_secs(6))).await;
+    assert!(live.load().status().last_error.is_none() && !live.load().expired(clock.now()));
 }

@@ -2,6 +2,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     clippy::string_slice,
     reason = "helpers of tests are tests, which clippy sees in test functions only"
 )]

@@ -10,7 +10,7 @@ use mesh_core::live::Live;
 use rustls::HandshakeKind;
 use rustls::client::{ClientSessionMemoryCache, Resumption};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower::ServiceExt;
@@ -42,6 +42,7 @@ async fn both_ends_know_each_other_and_the_protocol() {
         assert_eq!(peer.id(), &id("reviews"));
         assert!(peer.not_after().is_some() && peer.fingerprint().is_some_and(|f| f != &[0; 32]));
         assert!(connected.io.get_ref().nodelay().unwrap());
+        assert!(accepted.io.is_write_vectored() && connected.io.is_write_vectored());
 
         connected.io.write_all(b"ping").await.unwrap();
         let mut said = [0; 4];

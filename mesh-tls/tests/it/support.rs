@@ -119,6 +119,7 @@ pub(crate) struct Leaf {
     pub(crate) from: SystemTime,
     pub(crate) until: SystemTime,
     pub(crate) comment: Vec<u8>,
+    pub(crate) signs: bool,
 }
 
 pub(crate) fn uri(text: &str) -> SanType {
@@ -134,6 +135,7 @@ impl Leaf {
             from: SystemTime::now() - Duration::from_secs(60),
             until: SystemTime::now() + Duration::from_secs(600),
             comment: Vec::new(),
+            signs: false,
         }
     }
 }
@@ -161,6 +163,9 @@ impl AnyCa {
         params.subject_alt_names = leaf.sans.clone();
         params.extended_key_usages = leaf.usages.clone();
         (params.not_before, params.not_after) = (leaf.from.into(), leaf.until.into());
+        if leaf.signs {
+            params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
+        }
         if !leaf.comment.is_empty() {
             let oid = [1, 3, 6, 1, 4, 1, 99999, 1];
             params.custom_extensions =
