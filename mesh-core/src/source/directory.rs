@@ -60,6 +60,8 @@ pub struct Directory {
     waiting: BTreeMap<Arc<Path>, u32>,
     /// What the directory itself suffers from, besides its files.
     troubles: Vec<String>,
+    /// Whether the directory itself cannot be listed any more.
+    lost: bool,
     last: Loaded,
 }
 
@@ -99,6 +101,7 @@ impl Directory {
             known: BTreeMap::new(),
             waiting: BTreeMap::new(),
             troubles: Vec::new(),
+            lost: false,
             last: Loaded::default(),
         }
     }
@@ -164,7 +167,7 @@ impl Directory {
     fn look(&mut self) -> Option<io::Result<Scan>> {
         match scan(&self.root) {
             Ok(seen) if seen.files == self.known && self.told(&seen) == self.troubles => None,
-            Err(error) if self.troubles == [self.lost(&error)] => None,
+            Err(error) if self.troubles == [self.loss(&error)] => None,
             seen => Some(seen),
         }
     }
@@ -175,7 +178,8 @@ impl Directory {
         match (first, scan(&self.root)) {
             (Ok(first), Ok(second)) => self.apply(&first, &second),
             (Err(_), Err(error)) => {
-                self.troubles = vec![self.lost(&error)];
+                self.troubles = vec![self.loss(&error)];
+                self.lost = true;
                 let known = self.known.keys().cloned();
                 let files = known.map(|path| FileContent { path, content: Content::Same }).collect();
                 self.merge(files);
@@ -187,7 +191,7 @@ impl Directory {
     }
 
     /// What is said of a directory that cannot be listed any more.
-    fn lost(&self, error: &io::Error) -> String {
+    fn loss(&self, error: &io::Error) -> String {
         format!("{}: the directory cannot be read any more: {error}", self.root.display())
     }
 
@@ -230,6 +234,7 @@ impl Directory {
             }
         }
         self.troubles = self.told(second);
+        self.lost = false;
         self.known = known;
         self.waiting = waiting;
         self.merge(files);
@@ -238,7 +243,7 @@ impl Directory {
     fn merge(&mut self, files: Vec<FileContent>) {
         let (state, mut diagnostics) = merge(&self.state, files, &*self.validate);
         self.state = state;
-        let effect = if self.state.files() == 0 { Effect::NotApplied } else { Effect::LastGoodKept };
+        let effect = if self.lost { Effect::LastGoodKept } else { Effect::NotApplied };
         diagnostics.extend(self.troubles.iter().map(|trouble| Diagnostic::new(effect, trouble)));
         let objects: Vec<Object> = self.state.objects().cloned().collect();
         if self.last.generation == 0 || objects != self.last.objects || diagnostics != self.last.diagnostics {

@@ -40,6 +40,13 @@ async fn watched<F: Future<Output = ()>>(path: &Path, test: impl FnOnce(Live<Loa
     }
 }
 
+#[test]
+fn watching_can_be_spawned() {
+    fn spawnable<T: Send + 'static>(_: &T) {}
+    let (publisher, _) = live::channel(Loaded::default());
+    spawnable(&Directory::new("x").watch(publisher));
+}
+
 #[tokio::test]
 async fn a_missing_directory_is_an_error_at_start() {
     let error = Directory::new("/nowhere/at/all").load().unwrap_err();

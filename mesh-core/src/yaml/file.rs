@@ -143,11 +143,16 @@ impl Reader<'_> {
             return;
         }
         let (group, version) = version.rsplit_once('/').unwrap_or(("", version));
-        let visitor = ReadKind { reader: self, item, origin, version };
-        if let Err(visitor) = with_kind(group, kind, visitor) {
+        let visitor = ReadKind { reader: self, item, origin, version, slip: None };
+        let Err(mut visitor) = with_kind(group, kind, visitor) else { return };
+        let Some(meant) = Slip::find(group, version, kind) else {
             let origin = visitor.origin;
-            self.foreign(item, origin, group, version, kind);
-        }
+            return self.foreign(item, origin, group, version, kind);
+        };
+        let (group, kind) = (meant.group, meant.kind);
+        visitor.slip = Some(meant);
+        // The kinds that may be meant are all kinds that we read.
+        let _ = with_kind(group, kind, visitor);
     }
 
     /// A kind that is not among those we read.
@@ -172,16 +177,10 @@ impl Reader<'_> {
             let mut diagnostic =
                 Diagnostic::new(Effect::NotApplied, message).field(&*item.within).origin(origin.clone());
             diagnostic.resource = reference;
-            // A kind that is nearly a security resource's may hide one that was given before.
+            // A kind that nobody knows may hide a resource that was given before.
             self.reading.whole &= diagnostic.resource.is_some();
             self.reading.diagnostics.push(diagnostic);
             return;
-        }
-        // One of our kinds under a group that is nearly its own is a slip, not a stranger.
-        let meant = SUPPORTED.iter().find(|(g, k)| *k == kind && nearly(group, g));
-        if let Some((group, _)) = meant {
-            let message = format!("no API group {:?}; did you mean {:?}?", api_version("", version), group);
-            return self.unreadable(origin, "apiVersion", message);
         }
         let message = format!("kind {kind} ({}) is none of the mesh's business", api_version(group, version));
         self.reading
@@ -190,9 +189,41 @@ impl Reader<'_> {
     }
 }
 
-/// Whether two API groups differ by a slip of the hand.
-fn nearly(a: &str, b: &str) -> bool {
-    strsim::damerau_levenshtein(a, b) <= 2
+/// The supported kinds of a group.
+fn kinds_of(group: &str) -> Vec<&'static str> {
+    SUPPORTED.iter().filter(|(g, _)| *g == group).map(|(_, k)| *k).collect()
+}
+
+/// A group or kind that is nearly one of ours: read as what was meant, it is an error of that resource, so
+/// that a policy whose kind is misspelled is not taken for a stranger, or for deleted.
+struct Slip {
+    group: &'static str,
+    kind: &'static str,
+    field: &'static str,
+    message: String,
+}
+
+impl Slip {
+    fn find(group: &str, version: &str, kind: &str) -> Option<Self> {
+        /// How many letters of a group may be wrong.
+        const WRONG_LETTERS: usize = 4;
+
+        if let Some(&(meant, kind)) = SUPPORTED.iter().find(|(_, k)| *k == kind) {
+            let near = group.is_empty()
+                || group.contains("istio")
+                || strsim::damerau_levenshtein(group, meant) <= WRONG_LETTERS;
+            let written = if group.is_empty() { version } else { group };
+            let message = format!("{kind} is not a kind of {written:?}; use {meant}/v1");
+            return near.then_some(Self { group: meant, kind, field: "apiVersion", message });
+        }
+        if unsupported_kind(kind).is_some() {
+            return None;
+        }
+        let near = nearest(kind, kinds_of(group))?;
+        let &(group, meant) = SUPPORTED.iter().find(|(g, k)| *g == group && *k == near)?;
+        let message = format!("kind {kind:?} is not known; did you mean {meant:?}?");
+        Some(Self { group, kind: meant, field: "kind", message })
+    }
 }
 
 struct ReadKind<'r, 'a, 'i> {
@@ -200,6 +231,7 @@ struct ReadKind<'r, 'a, 'i> {
     item: &'i Item<'i>,
     origin: Origin,
     version: &'i str,
+    slip: Option<Slip>,
 }
 
 /// Something wrong with a field, before the resource's name is known.
@@ -218,7 +250,13 @@ impl KindVisitor for ReadKind<'_, '_, '_> {
     {
         let root = self.item.node;
         let mut wrong = Vec::new();
-        if !K::VERSIONS.contains(&self.version) {
+        if let Some(slip) = &self.slip {
+            wrong.push(Wrong {
+                line: root.line_of(slip.field),
+                field: slip.field.to_owned(),
+                message: slip.message.clone(),
+            });
+        } else if !K::VERSIONS.contains(&self.version) {
             wrong.push(Wrong {
                 line: root.line_of("apiVersion"),
                 field: "apiVersion".to_owned(),

@@ -1,6 +1,6 @@
 //! YAML text to a tree that knows its lines.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, StrInput, Tag};
 
@@ -318,8 +318,10 @@ impl Builder {
                     self.add(Node { line, value: Value::List(node) }, anchor)
                 }
                 Some(Open::Map { mut node, merges, line, anchor, .. }) => {
-                    for merge in merges {
-                        self.merge(&mut node, merge)?;
+                    no_twins(&node)?;
+                    if !merges.is_empty() {
+                        let mut keys = node.iter().map(|e| e.key.clone()).collect();
+                        merges.into_iter().try_for_each(|from| merge(&mut node, &mut keys, from))?;
                     }
                     self.add(Node { line, value: Value::Map(node) }, anchor)
                 }
@@ -376,32 +378,33 @@ impl Builder {
                 None => return Err("a key must be a plain text".to_owned()),
             },
         }
-        if let Some(Open::Map { node: entries, .. }) = self.open.last()
-            && let Some((last, earlier)) = entries.split_last()
-            && let Some(twin) = earlier.iter().find(|e| e.key == last.key)
-        {
-            return Err(format!("the key {:?} stands here twice (first on line {})", last.key, twin.line));
-        }
         Ok(())
     }
+}
 
-    /// `<<: *anchor`: what the object does not say itself is taken from there.
-    fn merge(&mut self, into: &mut Vec<Entry>, from: Node) -> Result<(), String> {
-        match from.value {
-            Value::Map(entries) => {
-                for entry in entries {
-                    if !into.iter().any(|e| e.key == entry.key) {
-                        into.push(entry);
-                    }
-                }
-                Ok(())
-            }
-            Value::List(items) => items.into_iter().try_for_each(|item| match item.value {
-                Value::Map(_) => self.merge(into, item),
-                _ => Err("\"<<\" merges objects only".to_owned()),
-            }),
-            _ => Err("\"<<\" merges objects only".to_owned()),
+/// Refuses an object that has a key twice.
+fn no_twins(entries: &[Entry]) -> Result<(), String> {
+    let mut seen = HashMap::with_capacity(entries.len());
+    entries.iter().try_for_each(|entry| match seen.insert(entry.key.as_str(), entry.line) {
+        None => Ok(()),
+        Some(first) => Err(format!(
+            "the key {:?} stands on line {} although line {first} has it already; keep one",
+            entry.key, entry.line
+        )),
+    })
+}
+
+/// `<<: *anchor`: what the object does not say itself is taken from there.
+fn merge(into: &mut Vec<Entry>, keys: &mut HashSet<String>, from: Node) -> Result<(), String> {
+    match from.value {
+        Value::Map(entries) => {
+            into.extend(entries.into_iter().filter(|entry| keys.insert(entry.key.clone())));
+            Ok(())
         }
+        Value::List(items) if items.iter().all(|item| matches!(item.value, Value::Map(_))) => {
+            items.into_iter().try_for_each(|item| merge(into, keys, item))
+        }
+        _ => Err("\"<<\" merges objects only".to_owned()),
     }
 }
 

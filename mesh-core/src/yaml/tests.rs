@@ -190,7 +190,7 @@ fn errors_name_line_field_and_the_nearest_known_name() {
         ("a: 1".to_owned(), "1: : the document has no kind; is it a resource?"),
         ("- a".to_owned(), "1: : a resource is an object with apiVersion, kind and metadata"),
         ("apiVersion: v1\nkind: Service\nspec: {}".to_owned(), "1: metadata.name: the name is required"),
-        ("a: 1\na: 2".to_owned(), "2: : the key \"a\" stands here twice (first on line 1)"),
+        ("a: 1\na: 2".to_owned(), "2: : the key \"a\" stands on line 2 although line 1 has it already; keep one"),
         ("a: !custom 1".to_owned(), "1: : the tag !custom has no meaning here"),
     ];
     for (text, want) in table {
@@ -313,10 +313,42 @@ fn foreign_kinds_are_skipped_and_kinds_of_ours_that_are_not_supported_are_errors
             )
         );
     }
-    let found = wrong("apiVersion: security.istio.io/v1\nkind: AuthorisationPolicy\nmetadata: {name: x}");
-    assert!(found[0].ends_with("did you mean \"AuthorizationPolicy\"?"), "{found:?}");
-    let found = wrong("apiVersion: securty.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x}");
-    assert!(found[0].contains("did you mean \"security.istio.io\"?"), "{found:?}");
+    let found = wrong("apiVersion: networking.istio.io/v1\nkind: Sandwich\nmetadata: {name: x}");
+    assert!(
+        found[0].contains("kind Sandwich of networking.istio.io is not known; known are VirtualService"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_slip_in_group_or_kind_is_an_error_of_the_resource_that_was_meant() {
+    for (head, want) in [
+        (
+            "apiVersion: security.istio.io/v1\nkind: AuthorisationPolicy",
+            "2: kind: kind \"AuthorisationPolicy\" is not known; did you mean \"AuthorizationPolicy\"?",
+        ),
+        (
+            "apiVersion: securty.istio.io/v1\nkind: AuthorizationPolicy",
+            "1: apiVersion: AuthorizationPolicy is not a kind of \"securty.istio.io\"; use security.istio.io/v1",
+        ),
+        (
+            "apiVersion: security.istio.io.v1\nkind: AuthorizationPolicy",
+            "1: apiVersion: AuthorizationPolicy is not a kind of \"security.istio.io.v1\"; use security.istio.io/v1",
+        ),
+        (
+            "apiVersion: v1\nkind: AuthorizationPolicy",
+            "1: apiVersion: AuthorizationPolicy is not a kind of \"v1\"; use security.istio.io/v1",
+        ),
+    ] {
+        let text = format!("{head}\nmetadata: {{name: x}}\nspec: {{action: DENY, rules: [{{}}]}}");
+        assert_eq!(wrong(&text), [want], "{head}");
+        let reading = read(&text);
+        assert!(reading.whole && reading.resources[0].closed.is_some(), "{head}");
+    }
+    // Another mesh's kind of the same name is a stranger.
+    let reading =
+        read("apiVersion: policy.linkerd.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: x}");
+    assert_eq!(reading.diagnostics[0].effect, Effect::Skipped);
 }
 
 #[test]
@@ -503,6 +535,10 @@ proptest! {
     ) {
         let _ = read(&text);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn a_sample_with_a_byte_changed_never_panics(at in 0..SAMPLE.len(), with in "[ -~\n]") {

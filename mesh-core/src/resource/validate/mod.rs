@@ -1,6 +1,7 @@
 //! What the schema itself forbids, kind by kind.
 
 mod networking;
+mod routes;
 mod security;
 
 use super::common::{Duration, Labels, Percent, Selector, StringMatch, TargetRef};
