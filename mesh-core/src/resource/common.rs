@@ -450,6 +450,16 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "schema")]
+    #[test]
+    fn the_schema_has_every_field_under_its_name() {
+        let schema = serde_json::to_value(schemars::schema_for!(crate::resource::VirtualService)).unwrap();
+        let route = &schema["$defs"]["HttpRoute"];
+        assert_eq!(route["additionalProperties"], false);
+        assert_eq!(route["properties"]["match"]["type"], "array");
+        assert_eq!(schema["$defs"]["StringMatch"]["properties"]["regex"]["type"][0], "string");
+    }
+
     proptest! {
         #[test]
         fn a_duration_reads_back_what_it_writes(secs in 0u64..1_000_000, nanos in 0u32..1_000_000_000) {

@@ -9,7 +9,7 @@ pub const MAX_DOCUMENT_BYTES: usize = 16 << 20;
 /// How deep a document may be nested.
 pub const MAX_DEPTH: usize = 64;
 /// How many values a document may have, with what its aliases stand for.
-pub const MAX_NODES: usize = 1_000_000;
+pub const MAX_NODES: usize = 500_000;
 /// How much a document's anchors and aliases may copy, in values and bytes of text together.
 pub const MAX_ALIAS_EXPANSION: usize = 1 << 20;
 /// How many documents a file may have.
