@@ -129,6 +129,12 @@ pub struct Dispatch<B> {
     pub request: Request<B>,
 }
 
+/// When the time of a try is over: an extension of its request, for whoever learns only that the try was
+/// abandoned and must tell a timeout from a caller that went away. Written by what enforces the time
+/// (the earlier of two wins), read by outlier detection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TryDeadline(pub tokio::time::Instant);
+
 impl ClusterKey {
     /// A destination; an empty subset is the whole service.
     pub fn new(host: &str, port: u16, subset: &str) -> Self {

@@ -120,15 +120,15 @@ impl<'a> Found<'a> {
             self.note("spec.action", "AUDIT marks requests for a plugin, and there is none");
             return None;
         }
-        if let Some(invalid) = &resource.invalid {
-            return closed(&invalid.reason);
-        }
         if !spec.target_refs.is_empty() || spec.target_ref.is_some() {
             self.note(
                 "spec.targetRefs",
                 "a policy with targetRefs is for gateways and waypoints, not for sidecars; use a selector",
             );
             return None;
+        }
+        if let Some(invalid) = &resource.invalid {
+            return closed(&invalid.reason);
         }
         match spec.action {
             Action::Custom => {
@@ -146,8 +146,7 @@ impl<'a> Found<'a> {
         let rules = rules.map(|(i, rule)| self.rule(rule, i, spec.action, context)).collect();
         let first = self.diagnostics.iter().find(|d| d.is_error());
         match first {
-            Some(d) if d.field.is_empty() => closed(&d.message),
-            Some(d) => closed(&format!("{}: {}", d.field, d.message)),
+            Some(d) => closed(&format!("{}: {}: {}", self.name, d.field, d.message)),
             None => Some(Policy { name: resource.reference(), closed: None, rules }),
         }
     }

@@ -421,8 +421,8 @@ impl<'r> Refusal<'r> {
             Why::Deny(Matched { policy, rule }) => {
                 format!("DENY {} rule[{rule}] matches", policy.namespaced_name())
             }
-            Why::Closed(policy, reason) => {
-                format!("{} could not be read: {reason}", policy.name.namespaced_name())
+            Why::Closed(_, reason) => {
+                format!("a policy could not be read: {reason}")
             }
             Why::NoAllow(policies) => {
                 let names: Vec<&str> = policies.iter().map(|p| p.name.namespaced_name()).collect();

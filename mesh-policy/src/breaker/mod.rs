@@ -41,9 +41,11 @@
 
 mod body;
 mod future;
+mod settings;
 
 pub use body::CountedBody;
 pub use future::ResponseFuture;
+pub use settings::limits;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Response, StatusCode};
 use mesh_core::body::BoxError;
-use mesh_core::cluster::{Cluster, Dispatch, Endpoint, Outcome, OutlierSettings, UpstreamTls};
+use mesh_core::cluster::{Cluster, Dispatch, Endpoint, Outcome, OutlierSettings, TryDeadline, UpstreamTls};
 use mesh_core::facts::Facts;
 use mesh_core::failure::{Failure, FailureCode, REASON_HEADER, is_grpc};
 use pin_project_lite::pin_project;
@@ -44,6 +44,7 @@ pin_project! {
 struct Watch {
     target: Option<(Arc<Cluster>, Arc<Endpoint>)>,
     facts: Option<Facts>,
+    deadline: Option<TryDeadline>,
 }
 
 impl OutlierLayer {
@@ -79,6 +80,7 @@ where
         let watch = Watch {
             target: watched.then(|| (Arc::clone(&dispatch.cluster), Arc::clone(&dispatch.endpoint))),
             facts: if watched { Facts::of(&dispatch.request).cloned() } else { None },
+            deadline: dispatch.request.extensions().get().copied(),
         };
         ResponseFuture { inner: self.inner.call(dispatch), watch }
     }
@@ -105,13 +107,15 @@ where
     }
 }
 
-/// A try that is abandoned because the route's time is over has failed; one whose caller went away has not.
+/// A try that is abandoned because its time (or the route's) is over has failed; one whose caller went away has not.
 impl Drop for Watch {
     fn drop(&mut self) {
         let Some((cluster, endpoint)) = self.target.take() else { return };
+        let now = Instant::now();
+        let late = self.deadline.is_some_and(|TryDeadline(deadline)| deadline <= now);
         let code = self.facts.as_ref().and_then(Facts::failure).map(Failure::code);
-        if code == Some(FailureCode::Timeout) {
-            observe(&cluster, &endpoint, Outcome::Failed(FailureCode::Timeout), Instant::now());
+        if late || code == Some(FailureCode::Timeout) {
+            observe(&cluster, &endpoint, Outcome::Failed(FailureCode::Timeout), now);
         }
     }
 }

@@ -18,8 +18,9 @@
 //! The n-th ejection in a row lasts n times the base time, at most [`MAX_EJECTION`]; each interval without
 //! one takes back one step. An endpoint comes back by itself: no timer, no task.
 //!
-//! Readiness: passes through. Reads: [`Facts::failure`](mesh_core::facts::Facts::failure), to tell a route's
-//! timeout from a caller that went away. Writes: [`EndpointState`], [`Cluster::count_ejection`], and one
+//! Readiness: passes through. Reads: [`Facts::failure`](mesh_core::facts::Facts::failure) and the extension
+//! [`TryDeadline`](mesh_core::cluster::TryDeadline), to tell a try that is abandoned because its time is
+//! over from a caller that went away. Writes: [`EndpointState`], [`Cluster::count_ejection`], and one
 //! warning per ejection in the log. Errors: the inner service's.
 //!
 //! ```
@@ -51,9 +52,11 @@
 
 mod decide;
 mod layer;
+mod settings;
 
 pub use decide::{Counts, Ejection, MAX_EJECTION, Reason, Verdict, classify, decide};
 pub use layer::{Outlier, OutlierLayer, ResponseFuture, observe};
+pub use settings::{settings, validate};
 
 #[cfg(test)]
 mod tests;

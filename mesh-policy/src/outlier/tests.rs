@@ -2,7 +2,7 @@ use super::*;
 use http::{Request, Response, StatusCode};
 use mesh_core::cluster::{
     Cluster, ClusterKey, ClusterSettings, Dispatch, Endpoint, EndpointSpec, Expect, Outcome, OutlierSettings,
-    Registry, ServiceName,
+    Registry, ServiceName, TryDeadline,
 };
 use mesh_core::facts::Facts;
 use mesh_core::failure::{Failure, FailureCode};
@@ -279,6 +279,20 @@ async fn a_route_that_times_out_counts_and_a_caller_that_leaves_does_not() {
             drop(call);
         }
         assert_eq!(ejected(&c, 0), counted, "{code:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_that_is_abandoned_at_its_deadline_counts() {
+    for (waited, counted) in [(S(1), false), (S(2), true)] {
+        let c = cluster(1, OutlierSettings { consecutive_5xx: 1, ..settings() });
+        let hanging = service_fn(|_: Dispatch<()>| std::future::pending::<Result<Response<()>, Failure>>());
+        let mut dispatch = dispatch(&c);
+        dispatch.request.extensions_mut().insert(TryDeadline(Instant::now() + S(2)));
+        let call = OutlierLayer::new().layer(hanging).call(dispatch);
+        advance(waited).await;
+        drop(call);
+        assert_eq!(ejected(&c, 0), counted, "after {waited:?}");
     }
 }
 
