@@ -8,7 +8,7 @@ use mesh_core::live::{self, Live};
 use mesh_core::resource::peer_authentication::{MutualTls, MutualTlsMode, PeerAuthentication};
 use mesh_core::resource::{Labels, Resource, Selector};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower::ServiceExt;
@@ -162,17 +162,17 @@ async fn a_handshake_has_an_end() {
     }
 }
 
-/// Passes the client's bytes on one by one, the server's as they come.
+/// Passes bytes on one by one, both ways.
 async fn dribble(client: DuplexStream, server: DuplexStream) {
-    let (mut said, mut heard) = tokio::io::split(client);
-    let (mut answer, mut server) = tokio::io::split(server);
-    let there = async {
-        while let Ok(byte) = said.read_u8().await {
-            server.write_u8(byte).await.unwrap();
+    let (client_reads, client_writes) = tokio::io::split(client);
+    let (server_reads, server_writes) = tokio::io::split(server);
+    let pass = async |mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>| {
+        while let Ok(byte) = from.read_u8().await {
+            to.write_u8(byte).await.unwrap();
             tokio::task::yield_now().await;
         }
     };
-    let _ = tokio::join!(there, tokio::io::copy(&mut answer, &mut heard));
+    tokio::join!(pass(client_reads, server_writes), pass(server_reads, client_writes));
 }
 
 /// Every byte on its own, in both modes that look.
