@@ -65,7 +65,11 @@ fn json_has_istios_keys_in_istios_order_and_the_reason() {
     let mut at = 0;
     for key in KEYS.split_whitespace() {
         let quoted = format!("\"{key}\":");
-        let found = line[at..].find(&quoted).unwrap_or_else(|| panic!("{key} is missing or out of order"));
+        let found = line
+            .get(at..)
+            .unwrap()
+            .find(&quoted)
+            .unwrap_or_else(|| panic!("{key} is missing or out of order"));
         at += found;
     }
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
