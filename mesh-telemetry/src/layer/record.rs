@@ -218,7 +218,7 @@ impl Record {
             }
             self.config.access_log.write(&Entry {
                 method: Some(logged.method.as_str()),
-                path: path.or(Some(b"-")),
+                path,
                 protocol: Some(logged.protocol()),
                 response_code: outcome.code,
                 response_flags: outcome.flags,

@@ -421,6 +421,15 @@ async fn a_verified_sidecar_is_believed_and_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tunnel_has_an_authority_and_no_path() {
+    let (layer, lines, writer) = logged();
+    let request = Request::connect("db:5432").body(Full::default()).unwrap();
+    call(&layer, request, |_| Response::new(Empty::<Bytes>::new())).await;
+    let line = read(layer, lines, writer).await;
+    assert_eq!((&line["path"], &line["authority"]), (&serde_json::Value::Null, &"db:5432".into()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_works_alone_in_an_axum_service() {
     use axum::{Router, routing::get};
     let metrics = metrics();

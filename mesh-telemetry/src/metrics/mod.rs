@@ -124,8 +124,8 @@ impl Metrics {
         Recorder(Arc::clone(&self.families))
     }
 
-    /// Registers further metrics beside the mesh's, at any time. Do not record in `register`: a scrape
-    /// waits for it.
+    /// Registers further metrics beside the mesh's, at any time. The registry is locked while
+    /// `register` runs: it must not call [`encode`](Self::encode).
     pub fn with_registry<R>(&self, register: impl FnOnce(&mut Registry) -> R) -> R {
         register(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
