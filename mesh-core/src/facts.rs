@@ -279,6 +279,12 @@ impl Connection {
         self.peer_labels.as_ref()
     }
 
+    /// The same connection, with what telemetry says of the peer's workload.
+    #[must_use]
+    pub fn with_peer_labels(&self, labels: impl Into<Arc<WorkloadLabels>>) -> Self {
+        Self { peer_labels: Some(labels.into()), ..self.clone() }
+    }
+
     /// Whether the peer has proved who it is over mutual TLS.
     pub fn is_mutual_tls(&self) -> bool {
         self.peer.is_some()

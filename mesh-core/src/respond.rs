@@ -15,14 +15,16 @@
 //! [`Facts::set_remote_failure`]; inserts [`Facts`] where there are none.
 //!
 //! ```
+//! use bytes::Bytes;
 //! use http::{Request, Response};
+//! use http_body_util::Full;
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
 //! use tower_mesh_core::failure::{Failure, FailureCode};
 //! use tower_mesh_core::respond::RespondLayer;
 //!
 //! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 //! let failing = service_fn(|_: Request<()>| async {
-//!     Err::<Response<String>, _>(Failure::new(FailureCode::ConnectFailed))
+//!     Err::<Response<Full<Bytes>>, _>(Failure::new(FailureCode::ConnectFailed))
 //! });
 //! let service = ServiceBuilder::new().layer(RespondLayer::with_text()).service(failing);
 //! let response = service.oneshot(Request::new(())).await.unwrap();
@@ -37,6 +39,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -91,11 +94,11 @@ impl<R: Default> Default for RespondLayer<R> {
     }
 }
 
-impl<R: From<&'static str>> RespondLayer<R> {
+impl<R: From<Bytes>> RespondLayer<R> {
     /// Answers with a line of text that tells the failure's kind, never its detail. gRPC answers have no
     /// body.
     pub const fn with_text() -> Self {
-        Self { body: R::from }
+        Self { body: |text| R::from(Bytes::from_static(text.as_bytes())) }
     }
 }
 

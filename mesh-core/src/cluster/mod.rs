@@ -168,6 +168,23 @@ impl Cluster {
         }
     }
 
+    /// A cluster on its own, with fresh state, outside every [`Registry`]: for a destination that is no part
+    /// of the configuration, such as the application behind a sidecar.
+    pub fn detached(
+        key: ClusterKey,
+        service: ServiceName,
+        settings: ClusterSettings,
+        endpoints: Vec<EndpointSpec>,
+    ) -> Arc<Self> {
+        let set = endpoints.into_iter().map(|spec| Arc::new(Endpoint::new(spec))).collect();
+        Arc::new(Self::new(key, service, settings, set))
+    }
+
+    /// Puts these settings in force.
+    pub fn publish_settings(&self, settings: ClusterSettings) {
+        self.settings.publish(settings);
+    }
+
     /// What makes it this destination.
     pub fn key(&self) -> &ClusterKey {
         &self.key

@@ -34,7 +34,7 @@ impl Registry {
     ) -> Arc<Cluster> {
         let mut clusters = self.clusters();
         if let Some(cluster) = clusters.get(key).filter(|c| c.service == *service) {
-            cluster.settings.publish(settings);
+            cluster.publish_settings(settings);
             cluster.publish_endpoints(endpoints);
             return Arc::clone(cluster);
         }

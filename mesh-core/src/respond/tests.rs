@@ -1,10 +1,21 @@
 use super::*;
+
 use std::sync::Arc;
 
 use tower::{ServiceExt, service_fn};
 
 use crate::cluster::{Endpoint, EndpointSpec};
 use crate::facts::{Connection, PeerIdentity, Upstream};
+
+/// A body that tests can compare.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Text(String);
+
+impl From<Bytes> for Text {
+    fn from(bytes: Bytes) -> Self {
+        Self(String::from_utf8(bytes.into()).unwrap())
+    }
+}
 
 fn peer() -> PeerIdentity {
     PeerIdentity::new("spiffe://td/ns/a/sa/b".parse().unwrap())
@@ -23,7 +34,7 @@ fn facts(direction: Direction, caller: Option<PeerIdentity>) -> Facts {
     })
 }
 
-async fn answer(facts: &Facts, inner: Result<Response<String>, Failure>, grpc: bool) -> Response<String> {
+async fn answer(facts: &Facts, inner: Result<Response<Text>, Failure>, grpc: bool) -> Response<Text> {
     let mut request = Request::new(());
     facts.clone().insert(&mut request);
     if grpc {
@@ -33,12 +44,12 @@ async fn answer(facts: &Facts, inner: Result<Response<String>, Failure>, grpc: b
     RespondLayer::with_text().layer(inner).oneshot(request).await.unwrap()
 }
 
-fn forged() -> Response<String> {
+fn forged() -> Response<Text> {
     Response::builder()
         .status(403)
         .header("x-mesh-reason", "denied")
         .header("x-mesh-detail", "secret")
-        .body("app".into())
+        .body(Text("app".into()))
         .unwrap()
 }
 
@@ -47,7 +58,7 @@ async fn an_application_cannot_forge_a_reason() {
     for caller in [None, Some(peer())] {
         let facts = facts(Direction::Inbound, caller);
         let response = answer(&facts, Ok(forged()), false).await;
-        assert_eq!((response.status().as_u16(), response.body().as_str()), (403, "app"));
+        assert_eq!((response.status().as_u16(), response.body().0.as_str()), (403, "app"));
         assert!(response.headers().is_empty(), "{:?}", response.headers());
         assert!(facts.failure().is_none());
     }
@@ -82,7 +93,7 @@ async fn the_detail_is_for_verified_sidecars() {
         let response = answer(&facts, Err(failure.clone()), false).await;
         assert_eq!(response.headers().contains_key("x-mesh-detail"), told);
         assert_eq!(response.headers()["x-mesh-reason"], "denied");
-        assert_eq!(response.body(), "RBAC: access denied");
+        assert_eq!(response.body().0, "RBAC: access denied");
         assert_eq!(facts.failure().unwrap().code(), FailureCode::Denied);
     }
 }
@@ -100,17 +111,17 @@ async fn a_layers_own_refusal_and_an_error_are_told_alike() {
 async fn a_grpc_caller_gets_a_grpc_status_and_no_body() {
     let facts = facts(Direction::Inbound, None);
     let response = answer(&facts, Err(Failure::new(FailureCode::Denied)), true).await;
-    assert_eq!((response.status().as_u16(), response.body().as_str()), (200, ""));
+    assert_eq!((response.status().as_u16(), response.body().0.as_str()), (200, ""));
     assert_eq!(response.headers()["grpc-status"], "7");
 }
 
 #[tokio::test]
 async fn a_direct_response_keeps_its_body_and_status() {
-    let mut direct = Failure::new(FailureCode::DirectResponse).response::<String>(false);
+    let mut direct = Failure::new(FailureCode::DirectResponse).response::<Text>(false);
     direct.headers_mut().remove("x-mesh-reason");
-    *direct.body_mut() = "hello".into();
+    *direct.body_mut() = Text("hello".into());
     let response = answer(&facts(Direction::Outbound, None), Ok(direct), false).await;
-    assert_eq!(response.body(), "hello");
+    assert_eq!(response.body().0, "hello");
 }
 
 #[tokio::test]
@@ -120,7 +131,7 @@ async fn a_request_cannot_carry_a_reason() {
     request.headers_mut().insert("x-mesh-detail", "x".parse().unwrap());
     let inner = service_fn(|r: Request<()>| async move {
         assert!(r.headers().is_empty());
-        Ok::<_, Failure>(Response::new(String::new()))
+        Ok::<_, Failure>(Response::new(Text::default()))
     });
-    RespondLayer::<String>::new().layer(inner).oneshot(request).await.unwrap();
+    RespondLayer::<Text>::new().layer(inner).oneshot(request).await.unwrap();
 }
