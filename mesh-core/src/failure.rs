@@ -354,6 +354,7 @@ pub struct Failure(Arc<Inner>);
 #[derive(Clone)]
 struct Inner {
     code: FailureCode,
+    unsent: bool,
     status: Option<StatusCode>,
     detail: Cow<'static, str>,
     resource: Option<ResourceRef>,
@@ -366,6 +367,7 @@ impl Failure {
     pub fn new(code: FailureCode) -> Self {
         Self(Arc::new(Inner {
             code,
+            unsent: code.spec().unsent,
             status: None,
             detail: Cow::Borrowed(""),
             resource: None,
@@ -403,11 +405,23 @@ impl Failure {
         self.with(|i| i.status = Some(status))
     }
 
+    /// Says whether the request provably never reached the application, where more is known than the code
+    /// alone tells.
+    #[must_use]
+    pub fn unsent(self, unsent: bool) -> Self {
+        self.with(|i| i.unsent = unsent)
+    }
+
     /// Keeps the error that led here.
     #[must_use]
     pub fn source(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source: Arc<dyn StdError + Send + Sync> = Arc::from(source.into());
         self.with(|i| i.source = Some(source))
+    }
+
+    /// Whether the request provably never reached the application, so that any method may be repeated.
+    pub fn is_unsent(&self) -> bool {
+        self.0.unsent
     }
 
     /// The code.

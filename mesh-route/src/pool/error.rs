@@ -9,7 +9,8 @@ use mesh_core::failure::{Failure, FailureCode};
 
 /// One try that failed, and whether the request provably never reached the application.
 ///
-/// [`Failure::of`] finds the failure in it.
+/// [`Failure::of`] finds the failure in it, which carries the same answer in [`Failure::is_unsent`]: layers
+/// between the pool and whoever retries may turn one into the other.
 #[derive(Debug, Clone)]
 pub struct TryError {
     failure: Failure,
@@ -19,12 +20,12 @@ pub struct TryError {
 impl TryError {
     /// A try that may have reached the application.
     pub fn sent(failure: Failure) -> Self {
-        Self { failure, unsent: false }
+        Self { failure: failure.unsent(false), unsent: false }
     }
 
     /// A try that provably never reached the application, so that any method may be repeated.
     pub fn unsent(failure: Failure) -> Self {
-        Self { failure, unsent: true }
+        Self { failure: failure.unsent(true), unsent: true }
     }
 
     /// Why it failed.
@@ -48,7 +49,7 @@ impl TryError {
             cause = e.source();
         }
         let failure = Failure::of(error);
-        Self { unsent: failure.spec().unsent, failure }
+        Self { unsent: failure.is_unsent(), failure }
     }
 
     /// What hyper's error means for a request that was handed to a connection.
@@ -118,7 +119,7 @@ impl From<TryError> for Failure {
 
 impl From<Failure> for TryError {
     fn from(failure: Failure) -> Self {
-        Self { unsent: failure.spec().unsent, failure }
+        Self { unsent: failure.is_unsent(), failure }
     }
 }
 

@@ -53,6 +53,13 @@ impl<B> Measured<B> {
     }
 }
 
+impl<B> Recorded<B> {
+    /// A body whose request is recorded elsewhere, or not at all.
+    pub const fn elsewhere(inner: B) -> Self {
+        Self { inner, record: None, exact: None }
+    }
+}
+
 impl<B: Body> Recorded<B> {
     pub(super) fn new(inner: B, mut record: Option<Record>) -> Self {
         if inner.is_end_stream()

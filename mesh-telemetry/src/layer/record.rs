@@ -146,6 +146,11 @@ impl Record {
                 logged.upstream_reason =
                     response.headers().get(REASON_HEADER).and_then(FailureCode::from_header);
                 logged.upstream_detail = detail.filter(|_| logged.upstream_reason.is_some());
+                // Where a layer further in has taken it off already.
+                if let Some(told) = self.facts.remote_failure() {
+                    logged.upstream_reason = Some(told.code());
+                    logged.upstream_detail = told.detail_header();
+                }
             }
         }
     }
