@@ -123,8 +123,7 @@ impl Backend {
     }
 
     async fn serve(name: &str, addr: SocketAddr, tls: Option<TlsAcceptor>) -> Self {
-        let listener =
-            TcpListener::bind(addr).await.unwrap_or_else(|e| panic!("backend {name} on {addr}: {e}"));
+        let listener = ports::listen(addr).await;
         let addr = listener.local_addr().unwrap_or(addr);
         let shared = Arc::new(Shared {
             name: name.to_owned(),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Where ports are taken from: below the range from which Linux gives ports to outgoing connections, so that
 /// no connection can take a port between [`free`] and its use, and above the ports of well-known daemons.
@@ -49,6 +50,18 @@ pub fn free_addr() -> SocketAddr {
 /// `127.0.0.1` with that port.
 pub fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Listens on an address that may have been in use a moment ago.
+///
+/// A closed listener can live on for an instant in a child process that is being started just then (between
+/// `fork` and `exec` it holds a copy), so an address in use is tried again for a while.
+///
+/// # Panics
+/// When the address cannot be bound.
+pub async fn listen(addr: SocketAddr) -> tokio::net::TcpListener {
+    let what = format!("to listen on {addr}");
+    crate::wait::until_ok(Duration::from_secs(5), &what, || tokio::net::TcpListener::bind(addr)).await
 }
 
 #[cfg(test)]

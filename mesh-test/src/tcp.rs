@@ -39,7 +39,7 @@ impl EchoServer {
 
     /// An echo server on that address; an empty banner means that it waits for the client.
     pub async fn with_banner(addr: SocketAddr, banner: &str) -> Self {
-        let listener = TcpListener::bind(addr).await.unwrap_or_else(|e| panic!("echo server on {addr}: {e}"));
+        let listener = ports::listen(addr).await;
         let counts = Arc::new(Counts::default());
         let task = tokio::spawn(accept(listener, Arc::clone(&counts), banner.into()));
         Self { addr, counts, task }
