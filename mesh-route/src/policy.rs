@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use mesh_core::facts::Facts;
 
+use crate::fault::FaultPolicy;
 use crate::retry::RetryPolicy;
 
 /// What a route decided. The default is a route without a VirtualService.
@@ -34,6 +35,8 @@ pub struct RoutePolicy {
     pub timeout: Option<Duration>,
     /// When and how often it is tried again.
     pub retry: RetryPolicy,
+    /// The faults put in on purpose. Default: none.
+    pub fault: FaultPolicy,
 }
 
 impl RoutePolicy {
