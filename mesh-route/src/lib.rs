@@ -8,6 +8,7 @@
 //! - [`balance`] chooses an endpoint,
 //! - [`pool`] keeps the connections to endpoints,
 //! - [`retry`] tries again where that is safe and helps,
+//! - [`timeout`] ends what takes too long,
 //! - [`policy`] holds what a route decided, for the layers behind the router.
 
 pub mod attempt;
@@ -22,3 +23,4 @@ pub mod redirect;
 pub mod retry;
 pub mod rewrite;
 pub mod table;
+pub mod timeout;

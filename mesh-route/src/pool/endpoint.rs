@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::task::Context;
 
+use futures_util::task::AtomicWaker;
 use hyper::client::conn::{http1, http2};
 use mesh_core::body::Body;
 use mesh_core::cluster::{Endpoint, EndpointState};
@@ -19,6 +21,9 @@ pub const MAX_IDLE: usize = 512;
 /// The most HTTP/2 connections that one shard opens to one endpoint. Where the streams of all are in use,
 /// further requests wait on the least busy one.
 pub const MAX_HTTP2_CONNECTIONS: usize = 16;
+
+/// How many streams a peer takes at once before it has said so; hyper assumes the same.
+const FIRST_STREAMS: usize = 100;
 
 /// What hangs on an endpoint.
 #[derive(Debug)]
@@ -74,9 +79,17 @@ pub(super) struct Http2 {
     pub(super) remote: Remote,
     pub(super) started: AtomicU32,
     pub(super) active: AtomicU32,
-    /// How many streams the peer takes at once; kept by the connection's task.
-    pub(super) room: Arc<AtomicUsize>,
+    pub(super) room: Arc<StreamRoom>,
     expires: Mutex<Option<Instant>>,
+}
+
+/// How many streams a peer takes at once. The connection's task alone can find out, and only when it runs:
+/// it is woken once, with the first answer, because the peer's settings came before that.
+#[derive(Debug)]
+pub(super) struct StreamRoom {
+    streams: AtomicUsize,
+    spoken: AtomicBool,
+    task: AtomicWaker,
 }
 
 /// One stream of an HTTP/2 connection, from check-out to the end of the response's body.
@@ -192,7 +205,7 @@ impl Shard {
     pub(super) fn take_http2(&self, now: Instant, home: &Home, crowded: bool) -> Option<Stream> {
         let mut lists = lock(&self.lists);
         lists.http2.retain(|c| c.is_usable(now, home.max_requests));
-        let spare = lists.http2.iter().find(|c| c.active() < c.room.load(Ordering::Relaxed));
+        let spare = lists.http2.iter().find(|c| c.active() < c.room.get());
         let conn = match spare {
             Some(conn) => conn,
             None if crowded => lists.http2.iter().min_by_key(|c| c.active())?,
@@ -209,7 +222,12 @@ impl Shard {
         let conn = Arc::new(conn);
         let stream = Stream::start(&conn, home);
         if !home.shared.is_draining() {
-            lock(&self.lists).http2.push(conn);
+            let mut lists = lock(&self.lists);
+            // Until it says otherwise, it takes as many streams as the one before.
+            if let Some(known) = lists.http2.last() {
+                conn.room.guess(known.room.get());
+            }
+            lists.http2.push(conn);
         }
         stream
     }
@@ -238,7 +256,7 @@ impl Shard {
 }
 
 impl Http2 {
-    pub(super) fn new(send: http2::SendRequest<Body>, remote: Remote, room: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(send: http2::SendRequest<Body>, remote: Remote, room: Arc<StreamRoom>) -> Self {
         Self {
             send,
             remote,
@@ -257,6 +275,49 @@ impl Http2 {
         let used_up = max_requests > 0 && self.started.load(Ordering::Relaxed) >= max_requests;
         let expired = self.active() == 0 && lock(&self.expires).is_some_and(|t| t <= now);
         !(used_up || expired || self.send.is_closed())
+    }
+}
+
+impl Default for StreamRoom {
+    fn default() -> Self {
+        Self {
+            streams: AtomicUsize::new(FIRST_STREAMS),
+            spoken: AtomicBool::new(false),
+            task: AtomicWaker::new(),
+        }
+    }
+}
+
+impl StreamRoom {
+    fn get(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// What to go by until the peer has spoken.
+    fn guess(&self, streams: usize) {
+        if !self.spoken.load(Ordering::Acquire) {
+            self.streams.store(streams, Ordering::Relaxed);
+        }
+    }
+
+    /// For the connection's task: what is in force now.
+    pub(super) fn tell(&self, streams: usize) {
+        if self.spoken.load(Ordering::Acquire) {
+            self.streams.store(streams, Ordering::Relaxed);
+        }
+    }
+
+    /// For the connection's task: it wants to be woken.
+    pub(super) fn listen(&self, cx: &Context<'_>) {
+        if !self.spoken.load(Ordering::Acquire) {
+            self.task.register(cx.waker());
+        }
+    }
+
+    pub(super) fn peer_has_spoken(&self) {
+        if !self.spoken.load(Ordering::Relaxed) && !self.spoken.swap(true, Ordering::AcqRel) {
+            self.task.wake();
+        }
     }
 }
 

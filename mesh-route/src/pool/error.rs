@@ -58,7 +58,7 @@ impl TryError {
         if let Some(e) = h2 {
             let refused = e.is_reset() && e.is_remote() && e.reason() == Some(h2::Reason::REFUSED_STREAM);
             // A stream fails with the peer's GOAWAY only when the peer says that it did not process it;
-            // those that it took fail with the end of the connection.
+            // those that it took fail with the end of the connection. (See `drive` for what it takes.)
             let unprocessed = e.is_go_away() && e.is_remote();
             if refused || unprocessed {
                 let why = if refused { "refused the stream" } else { "is going away" };

@@ -54,6 +54,7 @@
 
 mod body;
 mod connect;
+mod drive;
 mod endpoint;
 mod error;
 mod io;

@@ -3,13 +3,12 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::body::{Body, BoxError};
 use mesh_core::cluster::{Cluster, ClusterSettings, Dispatch, Endpoint, Gauge, InFlight, Limits, Permit};
 use mesh_core::facts::Upstream;
@@ -20,7 +19,8 @@ use tower_service::Service;
 
 use super::body::{Lease, Leased};
 use super::connect::{ConnectTo, Connected, HttpVersion};
-use super::endpoint::{EndpointPool, Found, Home, Http1, Http2, Remote, Shard, Stream};
+use super::drive;
+use super::endpoint::{EndpointPool, Found, Home, Http1, Http2, Remote, Shard, Stream, StreamRoom};
 use super::error::TryError;
 use super::io::Open;
 use super::shared::{Place, Shared};
@@ -34,8 +34,6 @@ pub const MAX_STALE: u32 = 3;
 pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
 /// How long a connection whose last response has just ended may take to say that it is free.
 const SETTLE: Duration = Duration::from_millis(2);
-/// How many streams a peer takes at once before it has said so; hyper assumes the same.
-const FIRST_STREAMS: usize = 100;
 /// How long a connection without a timeout of its own may take; the default of a cluster.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -141,7 +139,10 @@ async fn exchange(
             // A handle of its own, because sending needs it exclusively.
             let mut send = stream.conn.send.clone();
             match send.try_send_request(request).await {
-                Ok(response) => Ok((response, Lease::Http2(stream))),
+                Ok(response) => {
+                    stream.conn.room.peer_has_spoken();
+                    Ok((response, Lease::Http2(stream)))
+                }
                 Err(mut e) => {
                     let back = e.take_message();
                     if back.is_some() {
@@ -434,18 +435,26 @@ where
                 Ok(Made::Http1(Http1 { send, remote, served: 0 }))
             }
             HttpVersion::Http2 => {
-                let (send, mut conn) = http2::Builder::new(TokioExecutor::new())
+                let (parts, mut runner) = drive::parts();
+                let (send, conn) = http2::Builder::new(parts)
                     .timer(TokioTimer::new())
                     .max_header_list_size(MAX_HEAD_BYTES)
                     .handshake(io)
                     .await
                     .map_err(failed)?;
-                let room = Arc::new(AtomicUsize::new(FIRST_STREAMS));
+                let room = Arc::new(StreamRoom::default());
                 let told = Arc::clone(&room);
+                let mut conn = Some(conn);
                 tokio::spawn(poll_fn(move |cx| {
-                    let done = Pin::new(&mut conn).poll(cx);
-                    told.store(conn.current_max_send_streams(), Ordering::Relaxed);
-                    done.map(drop)
+                    told.listen(cx);
+                    if let Some(running) = &mut conn {
+                        let done = Pin::new(&mut *running).poll(cx).is_ready();
+                        told.tell(running.current_max_send_streams());
+                        if done {
+                            conn = None;
+                        }
+                    }
+                    runner.poll(cx)
                 }));
                 Ok(Made::Http2(Http2::new(send, remote, room)))
             }
