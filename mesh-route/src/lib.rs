@@ -24,3 +24,6 @@ pub mod retry;
 pub mod rewrite;
 pub mod table;
 pub mod timeout;
+
+#[cfg(test)]
+mod testing;
