@@ -1,0 +1,133 @@
+//! Calls to the workload: from the network, through the mesh's TLS and policies, to the application.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use mesh::Mesh;
+use mesh::core::facts::{Connection, LocalAddr, PeerAddr, Transport};
+use mesh::tls::alpn::Negotiated;
+use mesh::tls::io::Rewind;
+use mesh::tls::{AcceptError, AcceptedStream};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::accept::accept;
+use crate::detect::{Spoken, detect};
+use crate::drain::Draining;
+use crate::relay::{Counted, relay};
+use crate::serve;
+
+/// One worker's side of the calls to the workload.
+#[derive(Clone)]
+pub(crate) struct Inbound {
+    mesh: Mesh,
+    port: u16,
+    http: mesh::AppService,
+    detect_timeout: Duration,
+}
+
+impl Inbound {
+    /// Calls arrive at `port`, which policies compare with. `None` where the mesh knows no application.
+    pub(crate) fn new(mesh: Mesh, port: u16, worker: usize, detect_timeout: Duration) -> Option<Self> {
+        let http = mesh.app_service(worker)?;
+        Some(Self { mesh, port, http, detect_timeout })
+    }
+
+    /// Accepts until the drain begins.
+    pub(crate) async fn serve(self, listener: TcpListener, draining: Draining) {
+        let mut stop = draining.clone();
+        accept(listener, async move { stop.begun().await }, |stream, peer| {
+            tokio::spawn(self.clone().connection(stream, peer, draining.clone()));
+        })
+        .await;
+    }
+
+    async fn connection(self, stream: TcpStream, peer: SocketAddr, mut draining: Draining) {
+        let Ok(local) = stream.local_addr() else { return };
+        let stream =
+            AcceptedStream::new(stream, PeerAddr(peer), LocalAddr(local)).workload_port(self.port);
+        let accepted = match self.mesh.accept(stream).await {
+            Ok(accepted) => accepted,
+            Err(error) => return self.refused(&error),
+        };
+        let negotiated = accepted.negotiated();
+        let connection = self.mesh.describe_peer(accepted.connection);
+        let mut io = accepted.io;
+        let mut first = BytesMut::new();
+        let spoken = match negotiated {
+            Some(Negotiated::Http1) => Spoken::Http1,
+            Some(Negotiated::Http2) => Spoken::Http2,
+            _ if matches!(connection.transport(), Transport::Passthrough { .. }) => Spoken::Opaque,
+            _ if self.mesh.inbound_protocol(self.port).is_opaque() => Spoken::Opaque,
+            _ => match detect(&mut io, &mut first, self.detect_timeout).await {
+                Ok(spoken) => spoken,
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "the connection broke before its first bytes");
+                    return;
+                }
+            },
+        };
+        let io = Rewind::new(io, first.freeze());
+        // Turning STRICT ends what is not the mesh's TLS.
+        let mesh = self.mesh.clone();
+        let watched = Arc::clone(&connection);
+        let refused = async move { mesh.transport_refused(&watched).await };
+        // A port that is declared HTTP gets HTTP's answer to what is none.
+        let http = spoken != Spoken::Opaque || self.mesh.inbound_protocol(self.port).is_http();
+        if http && !matches!(connection.transport(), Transport::Passthrough { .. }) {
+            let stop = async move {
+                tokio::select! {
+                    () = draining.begun() => {}
+                    () = refused => {}
+                }
+            };
+            serve::http(io, spoken, connection, self.http, stop).await;
+        } else {
+            // Bytes cannot be told to end at a good point: they go on until a drain's deadline.
+            self.opaque(io, connection, refused).await;
+        }
+    }
+
+    /// Carries bytes to the application, as long as policy admits the peer.
+    async fn opaque<I>(self, io: I, connection: Arc<Connection>, ended: impl Future<Output = ()>)
+    where
+        I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    {
+        let (facts, record) = self.mesh.connection_record(&connection);
+        let record = Arc::new(record);
+        // Watched from before the first check, so that no change of policy slips between.
+        let mut refused = std::pin::pin!(self.mesh.connection_refused(connection));
+        let dialed = tokio::select! {
+            biased;
+            failure = refused.as_mut() => Err(failure),
+            dialed = self.mesh.dial_app(&facts) => dialed,
+        };
+        let failure = match dialed {
+            Err(failure) => Some(failure),
+            Ok(mut app) => {
+                record.connected();
+                let mut caller = Counted::new(io, Arc::clone(&record));
+                tokio::select! {
+                    biased;
+                    failure = refused => Some(failure),
+                    _ = relay(&mut caller, &mut app.io) => None,
+                    () = ended => None,
+                }
+            }
+        };
+        if let Some(failure) = failure {
+            tracing::info!(%failure, peer = facts.connection().peer_addr().map(tracing::field::display),
+                "a connection was ended");
+            record.fail(failure);
+        }
+    }
+
+    fn refused(&self, error: &AcceptError) {
+        self.mesh.count_refused(error.reason());
+        match error {
+            AcceptError::Closed { .. } => tracing::debug!(%error, "a connection was not taken"),
+            _ => tracing::warn!(%error, "a connection was refused"),
+        }
+    }
+}

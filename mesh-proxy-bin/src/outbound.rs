@@ -1,0 +1,163 @@
+//! The workload's own calls: by Host or `:authority`, absolute-form, and CONNECT.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use mesh::core::body::Body;
+use mesh::core::facts::{Connection, Direction, Facts};
+use mesh::core::failure::{Failure, FailureCode};
+use mesh::core::normal::Authority;
+use mesh::tcp::TcpTarget;
+use mesh::tls::io::Rewind;
+use mesh::{Client, ClientBody, Mesh};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use futures_util::future::Either;
+use tower_service::Service;
+
+use crate::accept::accept;
+use crate::detect::{Spoken, detect};
+use crate::drain::Draining;
+use crate::relay::{Counted, relay};
+use crate::serve;
+
+/// One worker's side of the workload's calls.
+#[derive(Clone)]
+pub(crate) struct Outbound {
+    mesh: Mesh,
+    client: Client,
+    detect_timeout: Duration,
+    draining: Draining,
+}
+
+impl Outbound {
+    pub(crate) fn new(mesh: Mesh, worker: usize, detect_timeout: Duration, draining: Draining) -> Self {
+        let client = mesh.client_on(worker);
+        Self { mesh, client, detect_timeout, draining }
+    }
+
+    /// Accepts until the drain begins.
+    pub(crate) async fn serve(self, listener: TcpListener) {
+        let mut stop = self.draining.clone();
+        accept(listener, async move { stop.begun().await }, |stream, peer| {
+            tokio::spawn(self.clone().connection(stream, peer));
+        })
+        .await;
+    }
+
+    async fn connection(self, mut stream: TcpStream, peer: SocketAddr) {
+        let Ok(local) = stream.local_addr() else { return };
+        let mut first = BytesMut::new();
+        // Nobody is kept waiting here for a server that speaks first: a proxy that is spoken to hears first.
+        let spoken = detect(&mut stream, &mut first, serve::HEADER_TIMEOUT).await;
+        let Ok(spoken @ (Spoken::Http1 | Spoken::Http2)) = spoken else {
+            if !first.is_empty() {
+                tracing::warn!(%peer, "what arrives on --outbound is no HTTP; closed (for TCP use CONNECT)");
+            }
+            return;
+        };
+        let connection = Connection::builder()
+            .direction(Direction::Outbound)
+            .peer_addr(peer)
+            .local_addr(local)
+            .build();
+        self.http(Rewind::new(stream, first.freeze()), spoken, connection).await;
+    }
+
+    async fn http<I>(self, io: I, spoken: Spoken, connection: Arc<Connection>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut draining = self.draining.clone();
+        serve::http(io, spoken, connection, self, async move { draining.begun().await }).await;
+    }
+
+    /// Answers a CONNECT; what follows in the tunnel is another task's.
+    fn connect(&self, mut request: Request<Body>) -> Response<ClientBody> {
+        let facts = Facts::of_or_insert(&mut request);
+        let authority = request.uri().authority().map(|a| Authority::parse(a.as_str()));
+        let target = match authority {
+            Some(Ok(authority)) => self.mesh.tcp_target(&authority),
+            _ => Err(Failure::new(FailureCode::BadRequest).detail("CONNECT names no host")),
+        };
+        let target = match target {
+            Ok(target) => target,
+            Err(failure) => {
+                let (_, record) = self.mesh.connection_record(facts.connection());
+                record.fail(failure.clone());
+                let body = Body::from(failure.spec().body);
+                return failure.response::<()>(false).map(|()| ClientBody::elsewhere(body));
+            }
+        };
+        let upgrade = hyper::upgrade::on(&mut request);
+        let this = self.clone();
+        let connection = Arc::clone(facts.connection());
+        tokio::spawn(async move {
+            match upgrade.await {
+                Ok(io) => this.tunnel(TokioIo::new(io), target, connection).await,
+                Err(error) => tracing::debug!(%error, "a tunnel was not taken up"),
+            }
+        });
+        Response::new(ClientBody::elsewhere(Body::empty()))
+    }
+
+    async fn tunnel<I>(self, mut io: I, target: TcpTarget, connection: Arc<Connection>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut first = BytesMut::new();
+        if !target.is_opaque() {
+            match detect(&mut io, &mut first, self.detect_timeout).await {
+                Ok(Spoken::Opaque) => {}
+                Ok(spoken) => {
+                    let io = Rewind::new(io, first.freeze());
+                    // Boxed: serving a tunnel is serving a connection again, within the first.
+                    return Box::pin(self.http(io, spoken, connection)).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a tunnel broke before its first bytes");
+                    return;
+                }
+            }
+        }
+        // Counts as in flight: a drain waits for it until its deadline.
+        let _draining = self.draining.clone();
+        let (facts, record) = self.mesh.connection_record(&connection);
+        let record = Arc::new(record);
+        match self.mesh.dial(&target, &facts).await {
+            Ok(mut upstream) => {
+                record.connected();
+                let mut caller = Counted::new(Rewind::new(io, first.freeze()), Arc::clone(&record));
+                let _ = relay(&mut caller, &mut upstream.io).await;
+            }
+            Err(failure) => {
+                tracing::warn!(%failure, %target, "the destination of a tunnel cannot be reached");
+                record.fail(failure);
+            }
+        }
+    }
+}
+
+impl Service<Request<Body>> for Outbound {
+    type Response = Response<ClientBody>;
+    type Error = Infallible;
+    type Future = Either<<Client as Service<Request<Body>>>::Future, Ready<Result<Self::Response, Infallible>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<Request<Body>>::poll_ready(&mut self.client, cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.method() == Method::CONNECT {
+            return Either::Right(ready(Ok(self.connect(request))));
+        }
+        Either::Left(self.client.call(request))
+    }
+}

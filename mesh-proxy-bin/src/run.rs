@@ -1,0 +1,189 @@
+//! `mesh-proxy run`: puts the parts together, and takes them apart again on SIGTERM.
+
+use std::net::TcpListener;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use mesh::core::identity::TrustDomain;
+use mesh::{AccessLogTo, Driver, IdentitySource, LogFormat, Mesh};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::admin::Admin;
+use crate::args::{self, RunArgs};
+use crate::drain::Drain;
+use crate::inbound::Inbound;
+use crate::outbound::Outbound;
+use crate::{bind, cpu, logging};
+
+/// After the last connection is done, and at a deadline: how long runtimes may take to end.
+const RUNTIME_END: Duration = Duration::from_millis(200);
+
+/// The sockets of one worker.
+struct Sockets {
+    inbound: Option<TcpListener>,
+    outbound: Option<TcpListener>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let log = logging::start(&args.log)?;
+    ensure!(
+        args.inbound.is_some() || args.outbound.is_some(),
+        "there is nothing to do: give --inbound and --app, or --outbound, or both"
+    );
+    let workers = args.workers.map_or_else(cpu::workers, usize::from);
+    let admin = bind::listeners("admin", args.admin, 1)?.pop().context("no socket for --admin")?;
+    let sockets = sockets(&args, workers)?;
+
+    let main = runtime()?;
+    let drain = Drain::new();
+    let (mesh, driver) = {
+        let _entered = main.enter();
+        start(&args, workers)?
+    };
+    let admin_page = Admin::new(mesh.clone(), log);
+    let threads: Vec<_> = sockets
+        .into_iter()
+        .enumerate()
+        .map(|(i, sockets)| worker(i, sockets, &args, &mesh, &drain))
+        .collect::<anyhow::Result<_>>()?;
+    tracing::info!(
+        workload = %args.workload,
+        inbound = args.inbound.map(tracing::field::display),
+        outbound = args.outbound.map(tracing::field::display),
+        admin = %args.admin,
+        workers,
+        "mesh-proxy {} started",
+        env!("CARGO_PKG_VERSION"),
+    );
+    main.block_on(async {
+        let driver = tokio::spawn(driver.run());
+        tokio::spawn(admin_page.serve(tokio::net::TcpListener::from_std(admin)?));
+        let mesh_ready = mesh.clone();
+        tokio::spawn(async move {
+            mesh_ready.readiness().ready().await;
+            tracing::info!("ready");
+        });
+        stopped().await?;
+        tracing::info!(within = ?args.drain, "draining");
+        let whole = drain.drain(args.drain).await;
+        if !whole {
+            tracing::warn!("the time to drain is over; what is still in flight is cut");
+        }
+        mesh.close_access_log();
+        // The driver writes what the log still holds, and ends with it.
+        let _ = tokio::time::timeout(RUNTIME_END, driver).await;
+        anyhow::Ok(())
+    })?;
+    main.shutdown_timeout(RUNTIME_END);
+    for thread in threads {
+        let _ = thread.join();
+    }
+    tracing::info!("ended");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn sockets(args: &RunArgs, workers: usize) -> anyhow::Result<Vec<Sockets>> {
+    let listeners = |flag, addr: Option<std::net::SocketAddr>| -> anyhow::Result<Vec<Option<TcpListener>>> {
+        match addr {
+            Some(addr) => Ok(bind::listeners(flag, addr, workers)?.into_iter().map(Some).collect()),
+            None => Ok((0..workers).map(|_| None).collect()),
+        }
+    };
+    let inbound = listeners("inbound", args.inbound)?;
+    let outbound = listeners("outbound", args.outbound)?;
+    Ok(inbound.into_iter().zip(outbound).map(|(inbound, outbound)| Sockets { inbound, outbound }).collect())
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+fn start(args: &RunArgs, workers: usize) -> anyhow::Result<(Mesh, Driver)> {
+    let identity = match (&args.identity_dir, &args.dev_ca) {
+        (Some(dir), _) => IdentitySource::Directory(dir.clone()),
+        (None, Some(dir)) => IdentitySource::DevCa(dir.clone()),
+        (None, None) => IdentitySource::None,
+    };
+    let access_log = match args.access_log.as_str() {
+        "off" => AccessLogTo::Off,
+        "-" => AccessLogTo::Stdout,
+        file => AccessLogTo::File(file.into()),
+    };
+    let format = match args.access_log_format {
+        args::LogFormat::Json => LogFormat::Json,
+        args::LogFormat::Text => LogFormat::Text,
+    };
+    let trust_domain: TrustDomain = args.trust_domain.clone();
+    let mut builder = Mesh::builder()
+        .directory(&args.config)
+        .workload(&args.workload.namespace, &args.workload.name)
+        .trust_domain(trust_domain)
+        .root_namespace(&args.root_namespace)
+        .identity(identity)
+        .access_log(access_log, format)
+        .detect_timeout(args.detect_timeout)
+        .shards(workers);
+    if let Some(inbound) = args.inbound {
+        builder = builder.inbound_port(inbound.port());
+    }
+    if let Some(app) = args.app {
+        builder = builder.app(app);
+    }
+    Ok(builder.build()?)
+}
+
+/// A thread with a runtime of its own: workers share nothing but counts.
+fn worker(
+    index: usize,
+    sockets: Sockets,
+    args: &RunArgs,
+    mesh: &Mesh,
+    drain: &Drain,
+) -> anyhow::Result<std::thread::JoinHandle<()>> {
+    let runtime = runtime()?;
+    let (mesh, draining, watch) = (mesh.clone(), drain.handle(), drain.watch());
+    let detect = args.detect_timeout;
+    let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+    let run = move || {
+        runtime.block_on(async {
+            if let Some((listener, addr)) = sockets.inbound.and_then(listening)
+                && let Some(inbound) = Inbound::new(mesh.clone(), addr.port(), index, detect)
+            {
+                tokio::spawn(inbound.serve(listener, draining.clone()));
+            }
+            if let Some((listener, _)) = sockets.outbound.and_then(listening) {
+                let outbound = Outbound::new(mesh.clone(), index, detect, draining.clone());
+                tokio::spawn(outbound.serve(listener));
+            }
+            drop(draining);
+            watch.over().await;
+        });
+        runtime.shutdown_timeout(RUNTIME_END);
+    };
+    thread.spawn(run).context("no thread for a worker")
+}
+
+fn listening(listener: TcpListener) -> Option<(tokio::net::TcpListener, std::net::SocketAddr)> {
+    let addr = listener.local_addr().ok()?;
+    match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => Some((listener, addr)),
+        Err(error) => {
+            tracing::error!(%error, %addr, "the socket cannot be watched");
+            None
+        }
+    }
+}
+
+/// Returns at the first SIGTERM or SIGINT.
+async fn stopped() -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}

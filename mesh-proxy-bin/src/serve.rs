@@ -1,0 +1,140 @@
+//! Serving HTTP on one connection, until it ends or the proxy drains.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh::core::body::{Body, BoxError};
+use mesh::core::facts::{Connection, Facts};
+use mesh::route::pool::{Upgrade, caller_half, join_upgrade};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower::ServiceExt;
+use tower_service::Service;
+
+use crate::detect::Spoken;
+
+/// The largest header block of a request, in bytes: Istio's default. Exceeding it is answered with 431.
+pub(crate) const MAX_HEADER_BYTES: usize = 60 * 1024;
+/// Streams at once on one HTTP/2 connection.
+pub(crate) const MAX_STREAMS: u32 = 1000;
+/// Streams that a peer reset before they were taken up, at once; beyond it the connection is closed
+/// (CVE-2023-44487).
+pub(crate) const MAX_PENDING_RESETS: usize = 50;
+/// Streams that we had to reset because of a peer's errors, per connection (CVE-2025-8671).
+pub(crate) const MAX_ERROR_RESETS: usize = 200;
+/// How long a peer may take to send a request's headers once it has begun.
+pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of a stream's body may be on the way unread, in bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for a whole connection.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// After stopping began an idle connection is kept so long: a request that is on its way already is still
+/// answered, and told that the connection closes.
+const DRAIN_LINGER: Duration = Duration::from_millis(500);
+
+/// Serves `service` on `io`, until the peer leaves or `stop` returns; then what was begun is finished. Each
+/// request gets [`Facts`] of `connection`.
+///
+/// Large by nature (it holds the connection's buffers): spawn it, do not nest it.
+pub(crate) async fn http<I, S, R>(
+    io: I,
+    version: Spoken,
+    connection: Arc<Connection>,
+    service: S,
+    stop: impl Future<Output = ()>,
+) where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Body>, Response = Response<R>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    R: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    let peer = connection.peer_addr();
+    let stopping = Arc::new(AtomicBool::new(false));
+    let closing = Arc::clone(&stopping);
+    let stop = async move {
+        stop.await;
+        stopping.store(true, Ordering::Relaxed);
+    };
+    let handler = service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::from);
+        Facts::new(Arc::clone(&connection)).insert(&mut request);
+        let http1 = request.version() < Version::HTTP_2;
+        let caller = caller_half(&mut request);
+        let answer = service.clone().oneshot(request);
+        let closing = Arc::clone(&closing);
+        async move {
+            let mut response = answer.await?;
+            if let (Some(caller), Some(upstream)) = (caller, Upgrade::take(&mut response)) {
+                tokio::spawn(async move {
+                    if let Err(error) = join_upgrade(caller, upstream).await {
+                        tracing::debug!(%error, "an upgraded connection ended early");
+                    }
+                });
+            }
+            if http1 && closing.load(Ordering::Relaxed) && response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+
+    let io = TokioIo::new(io);
+    let done = match version {
+        Spoken::Http2 => {
+            let mut server = http2::Builder::new(TokioExecutor::new());
+            server
+                .timer(TokioTimer::new())
+                .auto_date_header(false)
+                .max_header_list_size(MAX_HEADER_BYTES as u32)
+                .max_concurrent_streams(MAX_STREAMS)
+                .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+                .max_local_error_reset_streams(MAX_ERROR_RESETS)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW);
+            let connection = server.serve_connection(io, handler);
+            tokio::pin!(connection);
+            tokio::select! {
+                done = connection.as_mut() => done,
+                // GOAWAY loses nothing: what was sent before the peer saw it is still answered.
+                () = stop => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        }
+        Spoken::Http1 | Spoken::Opaque => {
+            let mut server = http1::Builder::new();
+            server
+                .timer(TokioTimer::new())
+                .auto_date_header(false)
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(MAX_HEADER_BYTES);
+            let connection = server.serve_connection(io, handler).with_upgrades();
+            tokio::pin!(connection);
+            let lingered = async {
+                stop.await;
+                tokio::time::sleep(DRAIN_LINGER).await;
+            };
+            tokio::select! {
+                done = connection.as_mut() => done,
+                () = lingered => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        }
+    };
+    if let Err(error) = done {
+        // Peers leave in the middle all the time: worth a word only to who is looking.
+        tracing::debug!(peer = peer.map(tracing::field::display), %error, "connection ended early");
+    }
+}

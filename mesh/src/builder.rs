@@ -1,0 +1,260 @@
+//! Building a mesh.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::cluster::{Cluster, ClusterKey, ClusterSettings, EndpointSpec, ServiceName};
+use mesh_core::diagnostic::Diagnostic;
+use mesh_core::identity::TrustDomain;
+use mesh_core::live::Publisher;
+use mesh_core::resource::Object;
+use mesh_core::source::{Directory, DirectoryError, Loaded};
+use mesh_core::store::StoreOptions;
+use mesh_route::pool::Pool;
+use mesh_telemetry::access_log::Sink;
+use mesh_telemetry::{AccessLog, AccessLogWriter, Metrics};
+use mesh_tls::accept::DETECT_TIMEOUT;
+use mesh_tls::{Clock, TlsAccept, TlsConnect};
+
+pub use mesh_telemetry::access_log::Format as LogFormat;
+
+use crate::connect::MeshConnect;
+use crate::driver::Driver;
+use crate::identity::{IdentitySource, Source};
+use crate::mesh::{Inner, Mesh};
+use crate::stats::OwnMetrics;
+use crate::status::Readiness;
+use crate::validate::validate;
+use crate::world::{Wanted, World};
+
+/// Where the access log goes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum AccessLogTo {
+    /// Nowhere.
+    #[default]
+    Off,
+    /// To standard output.
+    Stdout,
+    /// To the end of a file; opened again after log rotation.
+    File(PathBuf),
+}
+
+/// Builds a [`Mesh`]. The default has no configuration, no identity, and logs nothing.
+#[derive(Debug, Clone)]
+pub struct MeshBuilder {
+    directory: Option<PathBuf>,
+    objects: Vec<Object>,
+    workload: Wanted,
+    options: StoreOptions,
+    identity: IdentitySource,
+    inbound_port: Option<u16>,
+    app: Option<SocketAddr>,
+    access_log: (AccessLogTo, LogFormat),
+    detect_timeout: Duration,
+    shards: usize,
+}
+
+/// Why a mesh cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The directory cannot be read at all.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The access log cannot be opened.
+    #[error("the access log cannot be opened: {0}")]
+    AccessLog(std::io::Error),
+}
+
+impl Default for MeshBuilder {
+    fn default() -> Self {
+        Self {
+            directory: None,
+            objects: Vec::new(),
+            workload: Wanted::Account { namespace: "default".into(), account: "default".into() },
+            options: StoreOptions::default(),
+            identity: IdentitySource::None,
+            inbound_port: None,
+            app: None,
+            access_log: (AccessLogTo::Off, LogFormat::Json),
+            detect_timeout: DETECT_TIMEOUT,
+            shards: 1,
+        }
+    }
+}
+
+impl MeshBuilder {
+    /// Reads Istio and Kubernetes resources from a directory, and follows its changes.
+    #[must_use]
+    pub fn directory(mut self, dir: impl AsRef<Path>) -> Self {
+        self.directory = Some(dir.as_ref().to_owned());
+        self
+    }
+
+    /// Adds resources that were built in code (or [parsed](mesh_core::yaml::parse_objects)). With a
+    /// directory as well, the directory's alone count.
+    #[must_use]
+    pub fn objects(mut self, objects: impl IntoIterator<Item = Object>) -> Self {
+        self.objects.extend(objects);
+        self
+    }
+
+    /// The workload that this program is: a WorkloadEntry or Pod of the configuration. Its labels and
+    /// service account decide which policies apply and who it is.
+    #[must_use]
+    pub fn workload(mut self, namespace: &str, name: &str) -> Self {
+        self.workload = Wanted::Named { namespace: namespace.into(), name: name.into() };
+        self
+    }
+
+    /// A workload that no resource describes, by its service account: for programs that only call others.
+    /// Default: account `default` of namespace `default`.
+    #[must_use]
+    pub fn account(mut self, namespace: &str, service_account: &str) -> Self {
+        self.workload = Wanted::Account { namespace: namespace.into(), account: service_account.into() };
+        self
+    }
+
+    /// The mesh's trust domain. Default: `cluster.local`.
+    #[must_use]
+    pub fn trust_domain(mut self, trust_domain: TrustDomain) -> Self {
+        self.options.trust_domain = trust_domain;
+        self
+    }
+
+    /// The namespace whose policies are everybody's. Default: `istio-system`.
+    #[must_use]
+    pub fn root_namespace(mut self, namespace: &str) -> Self {
+        self.options.root_namespace = namespace.into();
+        self
+    }
+
+    /// Where the certificate comes from. Default: from nowhere.
+    #[must_use]
+    pub fn identity(mut self, source: IdentitySource) -> Self {
+        self.identity = source;
+        self
+    }
+
+    /// The workload's port at which calls arrive: what tells its service, and how the application is
+    /// spoken to.
+    #[must_use]
+    pub fn inbound_port(mut self, port: u16) -> Self {
+        self.inbound_port = Some(port);
+        self
+    }
+
+    /// Where the application listens, for [`Mesh::app_service`].
+    #[must_use]
+    pub fn app(mut self, app: SocketAddr) -> Self {
+        self.app = Some(app);
+        self
+    }
+
+    /// Where the access log goes, and its form. Default: nowhere.
+    #[must_use]
+    pub fn access_log(mut self, to: AccessLogTo, format: LogFormat) -> Self {
+        self.access_log = (to, format);
+        self
+    }
+
+    /// How long a silent connection to a PERMISSIVE port is waited for before it counts as plaintext.
+    /// Default: 1 s.
+    #[must_use]
+    pub fn detect_timeout(mut self, timeout: Duration) -> Self {
+        self.detect_timeout = timeout;
+        self
+    }
+
+    /// Among how many runtimes the connection pools are divided. Default: 1.
+    #[must_use]
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    /// Loads the first configuration and certificate, and makes the handle. Run the [`Driver`] beside it.
+    ///
+    /// Files are read here and block. A workload that is missing and a certificate that cannot be had are
+    /// no errors: the mesh is not [ready](Mesh::readiness) until they are there.
+    ///
+    /// # Errors
+    /// When the directory or the access log cannot be opened.
+    pub fn build(self) -> Result<(Mesh, Driver), BuildError> {
+        let root = Arc::clone(&self.options.root_namespace);
+        let mut directory =
+            self.directory.map(|dir| Directory::new(dir).validate(move |object| validate(object, &root)));
+        let loaded = match &mut directory {
+            Some(directory) => directory.load()?,
+            None => Loaded { objects: self.objects, diagnostics: Vec::new(), generation: 1 },
+        };
+        let (access_log, writer) = open_log(self.access_log).map_err(BuildError::AccessLog)?;
+
+        let app = self.app.map(|app| {
+            let key = ClusterKey::new("app", app.port(), "inbound");
+            let name = ServiceName::new("app", "app", "");
+            Cluster::detached(key, name, ClusterSettings::default(), vec![EndpointSpec::plaintext(app)])
+        });
+        let mut world = World::new(self.options, self.workload, self.inbound_port, app.clone());
+        tell(&loaded.diagnostics, &[]);
+        world.apply(&loaded);
+
+        let workload = world.out.identity.live();
+        let (source, credentials) = Source::start(&self.identity, workload, Clock::default());
+        let metrics = Metrics::builder(world.out.own.live())
+            .build_info("mesh-proxy", env!("CARGO_PKG_VERSION"))
+            .build();
+        let needs_identity = self.identity != IdentitySource::None;
+        let readiness = Readiness::new(world.out.status.live(), credentials.clone(), needs_identity);
+        let own_metrics = OwnMetrics::default();
+        let modes = world.out.modes.live();
+        let mesh = Mesh(Arc::new(Inner {
+            registry: Arc::clone(world.registry()),
+            routes: world.out.routes.live(),
+            rules: world.out.rules.live(),
+            view: world.out.view.live(),
+            readiness,
+            own_metrics: own_metrics.clone(),
+            accept: TlsAccept::new(credentials.clone(), modes.clone()).detect_timeout(self.detect_timeout),
+            pool: Pool::new(MeshConnect::new(credentials.clone())).shards(self.shards),
+            connect: TlsConnect::new(credentials.clone()),
+            modes,
+            credentials,
+            metrics,
+            access_log,
+            app,
+        }));
+        mesh.register_metrics();
+        let updates = Publisher::new(loaded);
+        let driver = Driver { mesh: mesh.clone(), world, directory, updates, source, writer };
+        Ok((mesh, driver))
+    }
+}
+
+fn open_log((to, format): (AccessLogTo, LogFormat)) -> std::io::Result<(AccessLog, Option<AccessLogWriter>)> {
+    let sink = match to {
+        AccessLogTo::Off => return Ok((AccessLog::off(), None)),
+        AccessLogTo::Stdout => Sink::Stdout,
+        AccessLogTo::File(path) => Sink::File(path),
+    };
+    let (log, writer) = AccessLog::new(sink, format)?;
+    Ok((log, Some(writer)))
+}
+
+/// Logs what is newly wrong with a configuration, and what has been mended.
+pub(crate) fn tell(now: &[Diagnostic], before: &[Diagnostic]) {
+    use mesh_core::diagnostic::Effect;
+    for diagnostic in now.iter().filter(|d| !before.contains(d)) {
+        match diagnostic.effect {
+            Effect::Skipped => tracing::debug!("{diagnostic}"),
+            Effect::NoEffect => tracing::warn!("{diagnostic}"),
+            _ => tracing::error!("{diagnostic}"),
+        }
+    }
+    for diagnostic in before.iter().filter(|d| d.is_error() && !now.contains(d)) {
+        tracing::info!("no longer wrong: {diagnostic}");
+    }
+}

@@ -1,0 +1,207 @@
+//! The handle that programs and proxies hold.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use mesh_core::cluster::{Cluster, Registry};
+use mesh_core::diagnostic::Diagnostic;
+use mesh_core::facts::Connection;
+use mesh_core::failure::Failure;
+use mesh_core::live::Live;
+use mesh_core::protocol::Protocol;
+use mesh_policy::authorization::{AuthorizationLayer, Rules, until_refused};
+use mesh_route::pool::Pool;
+use mesh_route::table::RouteTable;
+use mesh_telemetry::metrics::negotiate;
+use mesh_telemetry::trace::{Spans, Tracing};
+use mesh_telemetry::{AccessLog, Metrics, TelemetryLayer};
+use mesh_tls::modes::TlsModes;
+use mesh_tls::{AcceptError, Accepted, AcceptedStream, Credentials, TlsAccept, TlsConnect};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower_service::Service;
+
+use crate::MeshBuilder;
+use crate::client::{AppService, Client};
+use crate::connect::MeshConnect;
+use crate::server::ServerLayer;
+use crate::stats::OwnMetrics;
+use crate::status::Readiness;
+use crate::world::View;
+
+/// A mesh, as one workload sees it: server layers, a client, and everything in force.
+///
+/// Made by [`Mesh::builder`]. Cheap to clone; clones share everything. It lives on what the
+/// [`Driver`](crate::Driver) publishes: without it running, the first configuration and certificate stay in
+/// force for ever.
+#[derive(Clone)]
+pub struct Mesh(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) routes: Live<RouteTable>,
+    pub(crate) rules: Live<Rules>,
+    pub(crate) modes: Live<TlsModes>,
+    pub(crate) view: Live<View>,
+    pub(crate) credentials: Live<Credentials>,
+    pub(crate) readiness: Readiness,
+    pub(crate) metrics: Metrics,
+    pub(crate) own_metrics: OwnMetrics,
+    pub(crate) access_log: AccessLog,
+    pub(crate) accept: TlsAccept,
+    pub(crate) pool: Pool<MeshConnect>,
+    pub(crate) connect: TlsConnect,
+    pub(crate) app: Option<Arc<Cluster>>,
+}
+
+impl Mesh {
+    /// Starts with nothing configured.
+    pub fn builder() -> MeshBuilder {
+        MeshBuilder::default()
+    }
+
+    /// The layers for calls to this workload: telemetry, answers for failures, authorization. Put it around
+    /// a tower service or an axum router.
+    pub fn server_layer<R: From<bytes::Bytes>>(&self) -> ServerLayer<R> {
+        let telemetry = self.telemetry().with_direction(mesh_core::facts::Direction::Inbound);
+        ServerLayer::new(telemetry, AuthorizationLayer::new(self.0.rules.clone()))
+    }
+
+    /// A client for calls from this workload: routing, faults, timeouts, retries, circuit breaking,
+    /// balancing, outlier detection, connection pools and mTLS. Always ready; clones share the pools.
+    pub fn client(&self) -> Client {
+        self.client_on(0)
+    }
+
+    /// As [`client`](Self::client), for one of several runtimes: connections made on one are used on that
+    /// one only. See [`MeshBuilder::shards`].
+    pub fn client_on(&self, shard: usize) -> Client {
+        let telemetry = self.telemetry().with_direction(mesh_core::facts::Direction::Outbound);
+        crate::client::client(telemetry, self.0.routes.clone(), self.0.pool.clone().with_shard(shard))
+    }
+
+    /// A service that takes calls through the [server layers](Self::server_layer) and hands them to the
+    /// application at [`MeshBuilder::app`], over pooled plaintext connections: the inbound half of a sidecar.
+    /// `None` where no application was given.
+    pub fn app_service(&self, shard: usize) -> Option<AppService> {
+        let app = Arc::clone(self.0.app.as_ref()?);
+        Some(crate::client::app(self.server_layer(), app, self.0.pool.clone().with_shard(shard)))
+    }
+
+    fn telemetry(&self) -> TelemetryLayer {
+        TelemetryLayer::new(self.0.metrics.recorder())
+            .with_access_log(self.0.access_log.clone())
+            .with_tracing(Tracing::default().spans(Spans::Same))
+    }
+
+    /// Takes an accepted connection: finds out whether it is the mesh's TLS, terminates it, and says who is
+    /// on the other end.
+    ///
+    /// # Errors
+    /// When it is refused; it is closed by then.
+    pub async fn accept<IO>(&self, stream: AcceptedStream<IO>) -> Result<Accepted<IO>, AcceptError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.0.accept.clone().call(stream).await
+    }
+
+    /// Counts a connection that [`accept`](Self::accept) refused, under a short word for the reason.
+    pub fn count_refused(&self, reason: &'static str) {
+        self.0.own_metrics.refused(reason);
+    }
+
+    /// The connection with what the configuration knows of the peer's workload, for telemetry.
+    pub fn describe_peer(&self, connection: Arc<Connection>) -> Arc<Connection> {
+        let Some(peer) = connection.peer() else { return connection };
+        let view = self.0.view.load();
+        match crate::peers::labels(&view.store, peer.id()) {
+            Some(labels) => Arc::new(connection.with_peer_labels(labels)),
+            None => connection,
+        }
+    }
+
+    /// What the service behind a port of this workload is declared to speak.
+    pub fn inbound_protocol(&self, port: u16) -> Protocol {
+        let view = self.0.view.load();
+        let port = view.inbound.as_ref().and_then(|inbound| inbound.port(port));
+        port.map_or(Protocol::Auto, |p| p.service_port.protocol)
+    }
+
+    /// Returns when a connection of this transport may no longer stay, because its port has become STRICT.
+    pub async fn transport_refused(&self, connection: &Connection) {
+        let mut changes = self.0.modes.changes();
+        let port = connection.workload_port().unwrap_or_default();
+        while self.0.modes.load().for_port(port).mode.keeps(connection.transport()) {
+            changes.changed().await;
+        }
+    }
+
+    /// Returns as soon as policy refuses a connection whose bytes are not looked into, and tells why. To be
+    /// polled before the first byte is carried, and beside carrying.
+    pub fn connection_refused(&self, connection: Arc<Connection>) -> impl Future<Output = Failure> + use<> {
+        until_refused(self.0.rules.clone(), connection)
+    }
+
+    /// Whether the first configuration and certificate are in force.
+    pub fn readiness(&self) -> &Readiness {
+        &self.0.readiness
+    }
+
+    /// What is wrong with the configuration in force, and what is skipped.
+    pub fn diagnostics(&self) -> Arc<[Diagnostic]> {
+        Arc::clone(&self.0.view.load().diagnostics)
+    }
+
+    /// The metrics, for registering more and for reading.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// The metrics as a scraper asks for them by its `Accept`: content type and text.
+    pub fn metrics_page(&self, accept: Option<&HeaderValue>) -> (HeaderValue, String) {
+        let format = negotiate(accept);
+        (format.content_type(), self.0.metrics.encode(format))
+    }
+
+    /// Takes no more lines into the access log; the [`Driver`](crate::Driver) then writes what is there and
+    /// ends.
+    pub fn close_access_log(&self) {
+        self.0.access_log.close();
+    }
+
+    /// The certificate in force.
+    pub fn credentials(&self) -> Live<Credentials> {
+        self.0.credentials.clone()
+    }
+
+    /// The rules in force for calls to this workload.
+    pub fn rules(&self) -> Live<Rules> {
+        self.0.rules.clone()
+    }
+
+    /// The routes in force for calls from this workload.
+    pub fn routes(&self) -> Live<RouteTable> {
+        self.0.routes.clone()
+    }
+
+    /// The clusters and endpoints that calls from this workload go to.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.0.registry
+    }
+
+    /// Closes idle connections that have been so for too long. The [`Driver`](crate::Driver) does it every
+    /// few seconds.
+    pub(crate) fn sweep(&self) {
+        self.0.pool.sweep(tokio::time::Instant::now());
+    }
+}
+
+impl fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mesh")
+            .field("workload", &self.0.view.load().workload.as_ref().map(|w| &w.resource))
+            .finish_non_exhaustive()
+    }
+}

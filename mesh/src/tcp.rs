@@ -1,0 +1,185 @@
+//! Connections whose bytes are not looked into, to a host of the mesh.
+
+use std::fmt;
+use std::sync::Arc;
+
+use mesh_core::cluster::{Cluster, Endpoint, Gauge, InFlight, Outcome, Permit};
+use mesh_core::facts::{Connection, Facts, MatchedRoute, Upstream};
+use mesh_core::failure::{Failure, FailureCode};
+use mesh_core::normal::Authority;
+use mesh_core::protocol::Protocol;
+use mesh_route::balance::{Draw, pick};
+use mesh_route::policy::RoutePolicy;
+use mesh_route::table::DEFAULT_PORT;
+use mesh_telemetry::ConnectionRecord;
+use mesh_tls::alpn::MeshAlpn;
+use mesh_tls::{ConnectTo, MaybeTls};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tower_service::Service;
+
+use crate::mesh::Mesh;
+
+/// How many endpoints are tried before a connection is given up. Envoy's `max_connect_attempts` is 1; a
+/// connection that was never made can be made elsewhere without harm.
+pub const MAX_CONNECT_ATTEMPTS: usize = 3;
+
+/// Where a connection goes.
+#[derive(Debug, Clone)]
+pub struct TcpTarget {
+    cluster: Arc<Cluster>,
+    protocol: Protocol,
+}
+
+/// A connection to an endpoint, and what it counts as.
+#[derive(Debug)]
+pub struct Dialed {
+    /// The bytes.
+    pub io: MaybeTls<TcpStream>,
+    /// Keeps the connection counted while it is open.
+    pub held: Held,
+}
+
+/// What an open connection counts as: one of its cluster's connections, one in flight at its endpoint.
+#[derive(Debug)]
+pub struct Held {
+    _connection: Permit,
+    _in_flight: InFlight,
+}
+
+impl TcpTarget {
+    /// Whether the port is declared to carry something that is not looked into.
+    pub fn is_opaque(&self) -> bool {
+        self.protocol.is_opaque()
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+}
+
+impl Mesh {
+    /// Where a connection to `authority` goes: the port that it names, else the host's only one, else 80.
+    ///
+    /// # Errors
+    /// `unknown_host` for a host or port that nobody knows; whatever the host's settings refuse.
+    pub fn tcp_target(&self, authority: &Authority) -> Result<TcpTarget, Failure> {
+        let unknown = |why: String| Failure::new(FailureCode::UnknownHost).detail(why);
+        let view = self.0.view.load();
+        let nobody = || unknown(format!("no service is called {:?}", authority.name()));
+        let workload = view.workload.as_ref().ok_or_else(nobody)?;
+        let outbound = view.store.outbound(workload, authority.name()).ok_or_else(nobody)?;
+        let service = outbound.service().ok_or_else(nobody)?;
+        let port = match (authority.port(), &*service.ports) {
+            (None, [only]) => Some(only),
+            (asked, _) => service.port(asked.unwrap_or(DEFAULT_PORT)),
+        };
+        let port = port.ok_or_else(|| {
+            let port = authority.port().unwrap_or(DEFAULT_PORT);
+            unknown(format!("{} has no port {port}", outbound.host()))
+        })?;
+        let key = outbound.cluster_key(port.number, "");
+        let cluster = self.0.registry.get(&key).unwrap_or_else(|| {
+            let policy = outbound.effective_policy(port.number, "");
+            let settings = crate::destination::settings(&policy, port.protocol);
+            let endpoints = outbound.endpoints(port.number, "");
+            self.0.registry.cluster(&key, &outbound.service_name(), settings, endpoints)
+        });
+        Ok(TcpTarget { cluster, protocol: port.protocol })
+    }
+
+    /// Connects to an endpoint of `target`: mTLS and identity check, connection limit, ejections. Writes the
+    /// route and the endpoint into `facts`.
+    ///
+    /// # Errors
+    /// No endpoint, a limit, or none of [`MAX_CONNECT_ATTEMPTS`] endpoints can be reached.
+    pub async fn dial(&self, target: &TcpTarget, facts: &Facts) -> Result<Dialed, Failure> {
+        let cluster = &target.cluster;
+        facts.set_route(MatchedRoute {
+            resource: None,
+            name: "default".into(),
+            cluster: Some(Arc::clone(cluster)),
+            policy: Arc::new(RoutePolicy::default()),
+        });
+        let settings = cluster.settings().load_full();
+        if let Some(failure) = &settings.refuse {
+            return Err(failure.clone());
+        }
+        let limit = settings.limits.connections;
+        let connection = cluster.try_acquire(Gauge::Connections, limit).ok_or_else(|| {
+            Failure::new(FailureCode::Overflow).detail(format!(
+                "{}: {limit} connections are open, as many as the DestinationRule's \
+                 trafficPolicy.connectionPool.tcp.maxConnections allows",
+                cluster.key()
+            ))
+        })?;
+        let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+        loop {
+            let endpoint = {
+                let draw = Draw { random: fastrand::u64(..), turn: cluster.next_turn() };
+                let health = settings.outlier.as_ref().map_or(0, |o| o.min_health_percent);
+                let set = cluster.load_endpoints();
+                let found = pick(&set, settings.balance, health, &tried, draw, Instant::now()).map(Arc::clone);
+                found.ok_or_else(|| {
+                    Failure::new(FailureCode::NoHealthyEndpoint)
+                        .detail(format!("{} has no endpoint that may be used", cluster.key()))
+                })?
+            };
+            facts.count_attempt();
+            let in_flight = endpoint.state().begin();
+            let to = ConnectTo::new(endpoint.key().address.clone())
+                .tls(endpoint.key().tls.clone())
+                .alpn(MeshAlpn::Tcp)
+                .timeout(settings.connect_timeout);
+            match self.0.connect.clone().call(to).await {
+                Ok(connected) => {
+                    // For connections, being reached is what a good answer is for requests.
+                    self.observe(cluster, &endpoint, Outcome::Status(http::StatusCode::OK));
+                    let (address, peer) = (connected.address, connected.peer);
+                    facts.set_upstream(Upstream { endpoint, address, peer });
+                    let held = Held { _connection: connection, _in_flight: in_flight };
+                    return Ok(Dialed { io: connected.io, held });
+                }
+                Err(error) => {
+                    let failure = Failure::from(error);
+                    self.observe(cluster, &endpoint, Outcome::Failed(failure.code()));
+                    let seen = tried.iter().any(|t| Arc::ptr_eq(t.state(), endpoint.state()));
+                    tried.push(Arc::clone(&endpoint));
+                    if seen || tried.len() >= MAX_CONNECT_ATTEMPTS {
+                        facts.set_upstream(Upstream { endpoint, address: None, peer: None });
+                        return Err(failure);
+                    }
+                }
+            }
+        }
+    }
+
+    fn observe(&self, cluster: &Cluster, endpoint: &Endpoint, outcome: Outcome) {
+        mesh_policy::outlier::observe(cluster, endpoint, outcome, Instant::now());
+    }
+
+    /// Connects to the application behind this workload, for bytes that are not looked into.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be reached, or the limit of its service's DestinationRule is reached.
+    pub async fn dial_app(&self, facts: &Facts) -> Result<Dialed, Failure> {
+        let Some(app) = &self.0.app else {
+            return Err(Failure::new(FailureCode::Internal).detail("no application was given"));
+        };
+        self.dial(&TcpTarget { cluster: Arc::clone(app), protocol: Protocol::Tcp }, facts).await
+    }
+
+    /// The record of a connection whose bytes are carried: metrics while it is open, a log line at its end.
+    pub fn connection_record(&self, connection: &Arc<Connection>) -> (Facts, ConnectionRecord) {
+        let facts = Facts::new(Arc::clone(connection));
+        let record = ConnectionRecord::new(self.0.metrics.recorder(), self.0.access_log.clone(), &facts);
+        (facts, record)
+    }
+}
+
+impl fmt::Display for TcpTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cluster.key().fmt(f)
+    }
+}

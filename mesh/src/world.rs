@@ -1,0 +1,330 @@
+//! From the resources in force to what the layers run.
+//!
+//! One [`World`] per process. [`World::apply`] builds a new store, compiles what applies to the workload,
+//! and publishes each concern's compiled form once; it keeps every cluster and every host that did not
+//! change. Nothing here is on a request's way.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use mesh_core::cluster::{Cluster, ClusterKey, ClusterSettings, Registry};
+use mesh_core::diagnostic::Diagnostic;
+use mesh_core::failure::{Failure, FailureCode};
+use mesh_core::identity::SpiffeId;
+use mesh_core::live::Publisher;
+use mesh_core::resource::{Labels, Object};
+use mesh_core::source::Loaded;
+use mesh_core::store::{
+    Fingerprint, Inbound, InboundPort, Outbound, PeerAuthentications, Store, StoreOptions,
+    Workload,
+};
+use mesh_policy::authorization::{Context, Rules};
+use mesh_route::table::{
+    CompileContext, DestinationRef, HostRoutes, Resolved, RouteTable, Routes, compile_http,
+};
+use mesh_telemetry::OwnWorkload;
+use mesh_tls::modes::TlsModes;
+
+use crate::destination;
+use crate::status::ConfigurationStatus;
+
+/// The workload that a mesh stands beside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// A WorkloadEntry or Pod of the configuration.
+    Named { namespace: String, name: String },
+    /// One that no resource describes: namespace and service account.
+    Account { namespace: String, account: String },
+}
+
+/// What is in force, for whoever asks rarely: connections, admin pages.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct View {
+    pub(crate) store: Store,
+    pub(crate) workload: Option<Arc<Workload>>,
+    pub(crate) inbound: Option<Inbound>,
+    pub(crate) objects: Arc<[Object]>,
+    pub(crate) diagnostics: Arc<[Diagnostic]>,
+}
+
+/// Everything that a configuration puts in force.
+#[derive(Debug)]
+pub(crate) struct World {
+    options: StoreOptions,
+    wanted: Wanted,
+    inbound_port: Option<u16>,
+    registry: Arc<Registry>,
+    app: Option<Arc<Cluster>>,
+    hosts: HashMap<Arc<str>, KnownHost>,
+    pub(crate) out: Published,
+}
+
+/// One cell a concern.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) routes: Publisher<RouteTable>,
+    pub(crate) rules: Publisher<Rules>,
+    pub(crate) modes: Publisher<TlsModes>,
+    pub(crate) identity: Publisher<Option<SpiffeId>>,
+    pub(crate) own: Publisher<OwnWorkload>,
+    pub(crate) view: Publisher<View>,
+    pub(crate) status: Publisher<ConfigurationStatus>,
+}
+
+/// A host as it was compiled last.
+#[derive(Debug)]
+struct KnownHost {
+    fingerprint: Fingerprint,
+    routes: Arc<HostRoutes>,
+    /// The hosts that its routes lead to; when one of them changes, so do the routes' clusters.
+    clusters: Vec<(ClusterKey, Arc<str>)>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl World {
+    pub(crate) fn new(
+        options: StoreOptions,
+        wanted: Wanted,
+        inbound_port: Option<u16>,
+        app: Option<Arc<Cluster>>,
+    ) -> Self {
+        Self {
+            options,
+            wanted,
+            inbound_port,
+            registry: Arc::new(Registry::new()),
+            app,
+            hosts: HashMap::new(),
+            out: Published {
+                routes: Publisher::new(RouteTable::default()),
+                rules: Publisher::new(Rules::default()),
+                modes: Publisher::new(TlsModes::default()),
+                identity: Publisher::new(None),
+                own: Publisher::new(OwnWorkload::default()),
+                view: Publisher::new(View::default()),
+                status: Publisher::new(ConfigurationStatus::default()),
+            },
+        }
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Puts a configuration in force.
+    ///
+    /// Where the workload is missing nothing changes but the status: the last good configuration, or none,
+    /// stays in force.
+    pub(crate) fn apply(&mut self, loaded: &Loaded) {
+        let store = Store::new(self.options.clone(), loaded.objects.clone());
+        let mut diagnostics = loaded.diagnostics.clone();
+        diagnostics.extend(store.diagnostics());
+        let Some(workload) = self.find(&store) else {
+            let problem = self.missing();
+            tracing::warn!("{problem}");
+            let before = (**self.out.status.load()).clone();
+            self.out.status.publish(ConfigurationStatus { problem: Some(problem), ..before });
+            let view = View {
+                objects: loaded.objects.clone().into(),
+                diagnostics: diagnostics.into(),
+                ..(**self.out.view.load()).clone()
+            };
+            self.out.view.publish(view);
+            return;
+        };
+
+        let inbound = store.inbound(&workload);
+        let context = Context::new(self.options.trust_domain.clone());
+        let (rules, found) = Rules::compile(&inbound.authorization, &context);
+        add(&mut diagnostics, found);
+        let routes = self.routes(&store, &workload, &mut diagnostics);
+
+        // What keeps out comes into force before what lets through.
+        self.out.rules.publish(rules);
+        self.out.modes.publish_if_changed(modes(&inbound.peer_authentication));
+        self.out.routes.publish(routes);
+        self.out.own.publish_if_changed(self.own(&workload, &inbound));
+        if let (Some(app), Some(port)) = (&self.app, self.own_port(&inbound)) {
+            app.publish_settings(app_settings(port));
+        }
+        self.out.identity.publish_if_changed(workload.identity.clone());
+        let generation = self.out.status.load().generation + 1;
+        self.out.view.publish(View {
+            store,
+            inbound: Some(inbound),
+            objects: loaded.objects.clone().into(),
+            diagnostics: diagnostics.into(),
+            workload: Some(Arc::clone(&workload)),
+        });
+        self.out.status.publish(ConfigurationStatus {
+            workload: Some(format!("{}/{}", workload.namespace, workload.name).into()),
+            identity: workload.identity.clone(),
+            problem: None,
+            generation,
+        });
+    }
+
+    fn find(&self, store: &Store) -> Option<Arc<Workload>> {
+        match &self.wanted {
+            Wanted::Named { namespace, name } => store.workload(namespace, name),
+            Wanted::Account { namespace, account } => {
+                let labels = Labels::new();
+                Some(Arc::new(Workload::detached(&self.options, namespace, account, account, labels)))
+            }
+        }
+    }
+
+    fn missing(&self) -> String {
+        match &self.wanted {
+            Wanted::Named { namespace, name } => format!(
+                "the workload {namespace}/{name} is not in the configuration; add a WorkloadEntry or Pod of \
+                 that name"
+            ),
+            Wanted::Account { .. } => String::new(),
+        }
+    }
+
+    fn own(&self, workload: &Workload, inbound: &Inbound) -> OwnWorkload {
+        let service = self.own_port(inbound).map(|p| p.service.service_name());
+        OwnWorkload { labels: (*workload.telemetry).clone(), service }
+    }
+
+    /// The port at which calls arrive; without one the first service's first.
+    fn own_port<'a>(&self, inbound: &'a Inbound) -> Option<&'a InboundPort> {
+        self.inbound_port.and_then(|port| inbound.port(port)).or(inbound.ports.first())
+    }
+
+    /// Compiles every host that the workload sees, anew where it changed.
+    fn routes(&mut self, store: &Store, workload: &Arc<Workload>, all: &mut Vec<Diagnostic>) -> RouteTable {
+        let mut before = std::mem::take(&mut self.hosts);
+        let mut builder = RouteTable::builder();
+        let mut clusters = Clusters { store, workload, registry: &self.registry, used: HashSet::new() };
+        for entry in store.hosts(workload) {
+            let Some(outbound) = store.outbound(workload, &entry.host) else { continue };
+            let fingerprint = outbound.fingerprint();
+            let known = before
+                .remove(&entry.host)
+                .filter(|known| known.fingerprint == fingerprint && clusters.refresh(&known.clusters));
+            let known = known.unwrap_or_else(|| clusters.compile(&outbound, fingerprint));
+            builder = builder.host(entry.domains.iter(), &known.routes);
+            add(all, known.diagnostics.iter().cloned());
+            self.hosts.insert(entry.host, known);
+        }
+        let used = clusters.used;
+        self.registry.retain(|key| used.contains(key));
+        builder.build()
+    }
+}
+
+fn modes(found: &PeerAuthentications) -> TlsModes {
+    let PeerAuthentications { mesh, namespace, workload, .. } = found;
+    TlsModes::of_levels(mesh.as_deref(), namespace.as_deref(), workload.as_deref())
+}
+
+/// How the application is spoken to: a service's own DestinationRule limits its workloads, too. What it says
+/// of TLS, and of leaving endpoints out, is for callers.
+fn app_settings(port: &InboundPort) -> ClusterSettings {
+    let mut policy = port.policy.effective(port.service_port.number, "");
+    policy.outlier_detection = None;
+    policy.refuse = None;
+    destination::settings(&policy, port.service_port.protocol)
+}
+
+fn add(all: &mut Vec<Diagnostic>, more: impl IntoIterator<Item = Diagnostic>) {
+    for diagnostic in more {
+        let told = |d: &Diagnostic| {
+            d.resource == diagnostic.resource && d.field == diagnostic.field && d.message == diagnostic.message
+        };
+        if !all.iter().any(told) {
+            all.push(diagnostic);
+        }
+    }
+}
+
+/// Makes and refreshes clusters.
+struct Clusters<'a> {
+    store: &'a Store,
+    workload: &'a Arc<Workload>,
+    registry: &'a Registry,
+    used: HashSet<ClusterKey>,
+}
+
+impl Clusters<'_> {
+    /// Puts the newest settings and endpoints of clusters in force whose routes stay; says whether all of
+    /// them still are what the routes took them for.
+    fn refresh(&mut self, clusters: &[(ClusterKey, Arc<str>)]) -> bool {
+        clusters.iter().all(|(key, called)| {
+            let before = self.registry.get(key);
+            match (self.cluster(called, Some(key.port), &key.subset), before) {
+                (Ok(now), Some(before)) => Arc::ptr_eq(&now, &before),
+                _ => false,
+            }
+        })
+    }
+
+    fn compile(&mut self, outbound: &Outbound, fingerprint: Fingerprint) -> KnownHost {
+        let ports: Vec<u16> = match outbound.service() {
+            Some(service) => service.ports.iter().map(|p| p.number).collect(),
+            // As in Istio: a host that no service stands behind is served on port 80.
+            None => vec![mesh_route::table::DEFAULT_PORT],
+        };
+        let (store, workload) = (self.store, self.workload);
+        let mut clusters = Vec::new();
+        let mut diagnostics = Vec::new();
+        let mut compiled: Vec<(u16, Routes)> = Vec::new();
+        for port in ports {
+            let this = std::cell::RefCell::new((&mut *self, &mut clusters));
+            let resolve = |to: &DestinationRef<'_>| {
+                let (this, clusters) = &mut *this.borrow_mut();
+                match this.cluster(to.host, to.port, to.subset) {
+                    Ok(cluster) => {
+                        clusters.push((cluster.key().clone(), Arc::from(to.host)));
+                        Resolved::Cluster(cluster)
+                    }
+                    Err(failure) => Resolved::Missing(failure),
+                }
+            };
+            let context = CompileContext {
+                namespace: &workload.namespace,
+                labels: &workload.labels,
+                cluster_domain: &store.options().cluster_domain,
+                host: outbound.host(),
+                port,
+                resolve: &resolve,
+            };
+            let routes = compile_http(outbound.virtual_service().map(|vs| &**vs), &context);
+            add(&mut diagnostics, routes.diagnostics);
+            compiled.push((port, routes.routes));
+        }
+        let routes = Arc::new(HostRoutes::new(outbound.host(), compiled));
+        KnownHost { fingerprint, routes, clusters, diagnostics }
+    }
+
+    /// The cluster of a destination, with its newest settings and endpoints in force.
+    fn cluster(&mut self, host: &str, port: Option<u16>, subset: &str) -> Result<Arc<Cluster>, Failure> {
+        let unknown = |why: String| Failure::new(FailureCode::UnknownSubset).detail(why);
+        let outbound = self
+            .store
+            .outbound(self.workload, host)
+            .ok_or_else(|| unknown(format!("no service is called {host}")))?;
+        let service = outbound.service().ok_or_else(|| unknown(format!("no service is called {host}")))?;
+        let port = match (port, &*service.ports) {
+            (Some(port), _) => service.port(port),
+            (None, [only]) => Some(only),
+            (None, _) => None,
+        }
+        .ok_or_else(|| unknown(format!("{host} has no such port")))?;
+        let key = outbound.cluster_key(port.number, subset);
+        let policy = outbound.effective_policy(port.number, subset);
+        if let Some(failure) = &policy.refuse
+            && failure.code() == FailureCode::UnknownSubset
+        {
+            return Err(failure.clone());
+        }
+        let settings = destination::settings(&policy, port.protocol);
+        let endpoints = outbound.endpoints(port.number, subset);
+        let cluster = self.registry.cluster(&key, &outbound.service_name(), settings, endpoints);
+        self.used.insert(key);
+        Ok(cluster)
+    }
+}
