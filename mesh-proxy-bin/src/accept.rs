@@ -44,7 +44,9 @@ async fn take<F: FnMut(TcpStream, SocketAddr)>(accepted: io::Result<(TcpStream, 
         Err(error)
             if matches!(
                 error.kind(),
-                io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+                io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::Interrupted
             ) => {}
         Err(error) => {
             tracing::error!(%error, "cannot accept connections now; trying again");

@@ -45,8 +45,7 @@ impl Inbound {
 
     async fn connection(self, stream: TcpStream, peer: SocketAddr, mut draining: Draining) {
         let Ok(local) = stream.local_addr() else { return };
-        let stream =
-            AcceptedStream::new(stream, PeerAddr(peer), LocalAddr(local)).workload_port(self.port);
+        let stream = AcceptedStream::new(stream, PeerAddr(peer), LocalAddr(local)).workload_port(self.port);
         let accepted = match self.mesh.accept(stream).await {
             Ok(accepted) => accepted,
             Err(error) => return self.refused(&error),

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::future::Either;
 use http::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use mesh::core::body::Body;
@@ -19,7 +20,6 @@ use mesh::tls::io::Rewind;
 use mesh::{Client, ClientBody, Mesh};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use futures_util::future::Either;
 use tower_service::Service;
 
 use crate::accept::accept;
@@ -63,11 +63,8 @@ impl Outbound {
             }
             return;
         };
-        let connection = Connection::builder()
-            .direction(Direction::Outbound)
-            .peer_addr(peer)
-            .local_addr(local)
-            .build();
+        let connection =
+            Connection::builder().direction(Direction::Outbound).peer_addr(peer).local_addr(local).build();
         self.http(Rewind::new(stream, first.freeze()), spoken, connection).await;
     }
 
@@ -148,7 +145,8 @@ impl Outbound {
 impl Service<Request<Body>> for Outbound {
     type Response = Response<ClientBody>;
     type Error = Infallible;
-    type Future = Either<<Client as Service<Request<Body>>>::Future, Ready<Result<Self::Response, Infallible>>>;
+    type Future =
+        Either<<Client as Service<Request<Body>>>::Future, Ready<Result<Self::Response, Infallible>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Service::<Request<Body>>::poll_ready(&mut self.client, cx)

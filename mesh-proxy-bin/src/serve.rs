@@ -80,7 +80,10 @@ pub(crate) async fn http<I, S, R>(
                     }
                 });
             }
-            if http1 && closing.load(Ordering::Relaxed) && response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+            if http1
+                && closing.load(Ordering::Relaxed)
+                && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
+            {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

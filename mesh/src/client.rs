@@ -34,17 +34,12 @@ type Try = OneResponse<CircuitBreaker<Balance<Outlier<Pool<MeshConnect>>>>>;
 ///
 /// A `tower::Service` of requests with any body: an absolute URI or a `Host` header says where to. It never
 /// fails: what the mesh cannot do is an answer with `x-mesh-reason`.
-pub type Client =
-    Telemetry<Respond<AnyRequest<Route<Fault<Timeout<Retry<Try>>>>>, Body>>;
+pub type Client = Telemetry<Respond<AnyRequest<Route<Fault<Timeout<Retry<Try>>>>>, Body>>;
 
 /// Hands calls to the application; made by [`Mesh::app_service`](crate::Mesh::app_service).
 pub type AppService = Server<AnyRequest<Retry<Try>>, Body>;
 
-pub(crate) fn client(
-    telemetry: TelemetryLayer,
-    routes: Live<RouteTable>,
-    pool: Pool<MeshConnect>,
-) -> Client {
+pub(crate) fn client(telemetry: TelemetryLayer, routes: Live<RouteTable>, pool: Pool<MeshConnect>) -> Client {
     ServiceBuilder::new()
         .layer(telemetry) // counts every answer, the mesh's own too
         .layer(RespondLayer::with_text()) // the last place where an error lives

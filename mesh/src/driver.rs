@@ -50,7 +50,11 @@ impl Driver {
                 tell(&now.diagnostics, &told);
                 told.clone_from(&now.diagnostics);
                 world.apply(&now);
-                tracing::info!(generation = now.generation, objects = now.objects.len(), "configuration applied");
+                tracing::info!(
+                    generation = now.generation,
+                    objects = now.objects.len(),
+                    "configuration applied"
+                );
             }
         };
         let write = async move {

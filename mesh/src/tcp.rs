@@ -120,7 +120,8 @@ impl Mesh {
                 let draw = Draw { random: fastrand::u64(..), turn: cluster.next_turn() };
                 let health = settings.outlier.as_ref().map_or(0, |o| o.min_health_percent);
                 let set = cluster.load_endpoints();
-                let found = pick(&set, settings.balance, health, &tried, draw, Instant::now()).map(Arc::clone);
+                let found =
+                    pick(&set, settings.balance, health, &tried, draw, Instant::now()).map(Arc::clone);
                 found.ok_or_else(|| {
                     Failure::new(FailureCode::NoHealthyEndpoint)
                         .detail(format!("{} has no endpoint that may be used", cluster.key()))

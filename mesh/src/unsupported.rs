@@ -51,7 +51,8 @@ fn of_sidecar(sidecar: &Resource<Sidecar>) -> Vec<Diagnostic> {
     }
     for (i, egress) in spec.egress.iter().enumerate() {
         if egress.port.is_some() {
-            let message = "an egress listener with a port of its own is not supported yet; leave the port out";
+            let message =
+                "an egress listener with a port of its own is not supported yet; leave the port out";
             found.push(Diagnostic::new(Effect::NotApplied, message).field(format!("spec.egress[{i}].port")));
         }
         if !egress.bind.is_empty() || egress.capture_mode != CaptureMode::Default {

@@ -15,8 +15,7 @@ use mesh_core::live::Publisher;
 use mesh_core::resource::{Labels, Object};
 use mesh_core::source::Loaded;
 use mesh_core::store::{
-    Fingerprint, Inbound, InboundPort, Outbound, PeerAuthentications, Store, StoreOptions,
-    Workload,
+    Fingerprint, Inbound, InboundPort, Outbound, PeerAuthentications, Store, StoreOptions, Workload,
 };
 use mesh_policy::authorization::{Context, Rules};
 use mesh_route::table::{
@@ -233,7 +232,9 @@ fn app_settings(port: &InboundPort) -> ClusterSettings {
 fn add(all: &mut Vec<Diagnostic>, more: impl IntoIterator<Item = Diagnostic>) {
     for diagnostic in more {
         let told = |d: &Diagnostic| {
-            d.resource == diagnostic.resource && d.field == diagnostic.field && d.message == diagnostic.message
+            d.resource == diagnostic.resource
+                && d.field == diagnostic.field
+                && d.message == diagnostic.message
         };
         if !all.iter().any(told) {
             all.push(diagnostic);

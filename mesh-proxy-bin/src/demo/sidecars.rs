@@ -100,7 +100,8 @@ impl Sidecar {
             return 0;
         };
         let wanted: Vec<String> = labels.iter().map(|(k, v)| format!("{k}=\"{v}\"")).collect();
-        let lines = reply.body.lines().filter(|l| l.starts_with(metric) && wanted.iter().all(|w| l.contains(w)));
+        let lines =
+            reply.body.lines().filter(|l| l.starts_with(metric) && wanted.iter().all(|w| l.contains(w)));
         lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).map(|v| v as u64).sum()
     }
 
