@@ -129,7 +129,8 @@ pub fn access_log(data: &[u8]) {
     const MARKS: usize = 14;
     let text = line(&|out| entry.write_text(out));
     assert_eq!(text.matches('"').count(), MARKS, "a field ended early: {text}");
-    let bare = text.split('"').step_by(2).map(|part| part.matches(char::is_whitespace).count()).sum::<usize>();
+    let bare =
+        text.split('"').step_by(2).map(|part| part.matches(char::is_whitespace).count()).sum::<usize>();
     let nothing = line(&|out| Entry::new(&facts, SystemTime::UNIX_EPOCH).write_text(out));
     let wanted = nothing.split('"').step_by(2).map(|part| part.matches(' ').count()).sum::<usize>();
     assert_eq!(bare, wanted, "a bare field has a space: {text}");

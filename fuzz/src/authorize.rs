@@ -67,7 +67,12 @@ fn check(policies: &[Policy], request: &Request<()>) {
     }
 
     if let Some(normal) = with_normal_path(request) {
-        assert_eq!(all, passes(policies, &normal), "another decision about {} in its normal form", request.uri());
+        assert_eq!(
+            all,
+            passes(policies, &normal),
+            "another decision about {} in its normal form",
+            request.uri()
+        );
     }
 }
 
@@ -166,7 +171,7 @@ fn read_policies(text: &str) -> Vec<Policy> {
         .collect()
 }
 
-fn read_request(text: &str) -> Option<Request<()>> {
+pub(crate) fn read_request(text: &str) -> Option<Request<()>> {
     let mut lines = text.lines();
     let (method, target) = lines.next()?.split_once(' ')?;
     let mut request = Request::new(());

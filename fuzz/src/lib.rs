@@ -7,12 +7,14 @@
 mod access;
 mod authorize;
 mod names;
+mod route;
 mod tls;
 mod yaml;
 
 pub use access::{access_log, exposition, trace};
 pub use authorize::authorize;
 pub use names::{authority, matcher, path, spiffe};
+pub use route::route;
 pub use tls::{certificate, client_hello, sni};
 pub use yaml::yaml;
 
@@ -29,6 +31,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("exposition", exposition),
     ("matcher", matcher),
     ("path", path),
+    ("route", route),
     ("sni", sni),
     ("spiffe", spiffe),
     ("trace", trace),

@@ -333,12 +333,12 @@ fn matches_path(matches: impl Fn(&str) -> bool, path: &Path<'_>, purpose: Purpos
         Path::Normal { text, unfolded } => (text, unfolded),
     };
     let direct = matches(text);
+    let unfolded = || unfolded.get_or_init(|| unfold(text)).as_ref();
     match purpose {
-        // A path that turns into another one when it is decoded says nothing that could be relied on.
-        Purpose::LetIn => direct && !unfolded.get_or_init(|| unfold(text)).as_ref().is_some_and(|u| u.climbs),
-        Purpose::KeepOut => {
-            direct || unfolded.get_or_init(|| unfold(text)).as_ref().is_some_and(|u| matches(&u.text))
-        }
+        // A path that turns into another one when it is decoded says nothing that could be relied on: where
+        // it leads depends on whether its reader decodes, merges slashes or resolves dots first.
+        Purpose::LetIn => direct && !unfolded().is_some_and(|u| u.climbs),
+        Purpose::KeepOut => direct || unfolded().is_some_and(|u| u.climbs || matches(&u.text)),
     }
 }
 

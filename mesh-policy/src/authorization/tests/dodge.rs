@@ -76,6 +76,8 @@ fn paths() {
         ("/x/..%2fadmin", unsure),
         // Starts with what is let in, and is something else once decoded.
         ("/admin/..%2fpublic", unsure),
+        // `/y` to who merges slashes before dots are resolved, `/admin/y` to who does not.
+        ("/x/..%2fadmin%2f%2f../y", unsure),
         ("/../admin", unsure),
         ("/ADMIN", elsewhere),
     ];
