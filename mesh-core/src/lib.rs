@@ -13,6 +13,7 @@ pub mod identity;
 pub mod live;
 pub mod matcher;
 pub mod normal;
+pub mod normalize;
 pub mod protocol;
 pub mod resource;
 pub mod respond;

@@ -199,7 +199,6 @@ impl MeshBuilder {
             Cluster::detached(key, name, ClusterSettings::default(), vec![EndpointSpec::plaintext(app)])
         });
         let mut world = World::new(self.options, self.workload, self.inbound_port, app.clone());
-        tell(&loaded.diagnostics, &[]);
         world.apply(&loaded);
 
         let workload = world.out.identity.live();

@@ -7,7 +7,6 @@ use mesh_core::live::Publisher;
 use mesh_core::source::{Directory, Loaded};
 use mesh_telemetry::AccessLogWriter;
 
-use crate::builder::tell;
 use crate::identity::Source;
 use crate::mesh::Mesh;
 use crate::world::World;
@@ -43,12 +42,9 @@ impl Driver {
             }
         };
         let apply = async {
-            let mut told = loaded.load().diagnostics.clone();
             loop {
                 changes.changed().await;
                 let now = loaded.load_full();
-                tell(&now.diagnostics, &told);
-                told.clone_from(&now.diagnostics);
                 world.apply(&now);
                 tracing::info!(
                     generation = now.generation,

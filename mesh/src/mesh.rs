@@ -115,9 +115,8 @@ impl Mesh {
     /// The connection with what the configuration knows of the peer's workload, for telemetry.
     pub fn describe_peer(&self, connection: Arc<Connection>) -> Arc<Connection> {
         let Some(peer) = connection.peer() else { return connection };
-        let view = self.0.view.load();
-        match crate::peers::labels(&view.store, peer.id()) {
-            Some(labels) => Arc::new(connection.with_peer_labels(labels)),
+        match self.0.view.load().peers.get(peer.id()) {
+            Some(labels) => Arc::new(connection.with_peer_labels(Arc::clone(labels))),
             None => connection,
         }
     }

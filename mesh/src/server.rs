@@ -2,18 +2,19 @@
 
 use std::fmt;
 
+use mesh_core::normalize::{Normalize, NormalizeLayer};
 use mesh_core::respond::{Respond, RespondLayer};
 use mesh_policy::authorization::{Authorization, AuthorizationLayer};
 use mesh_telemetry::{Telemetry, TelemetryLayer};
 use tower_layer::Layer;
 
 /// A service under the [server layers](crate::Mesh::server_layer).
-pub type Server<S, R> = Telemetry<Respond<Authorization<S>, R>>;
+pub type Server<S, R> = Telemetry<Respond<Normalize<Authorization<S>>, R>>;
 
 /// The layers for calls to a workload; `R` is the body of the responses, which the compiler finds out.
 ///
 /// Outermost first: telemetry (sees every answer, refusals too), [`Respond`] (the last place where an error
-/// lives; removes forged reasons), authorization.
+/// lives; removes forged reasons), [`Normalize`] (policy and application see the same path), authorization.
 pub struct ServerLayer<R> {
     telemetry: TelemetryLayer,
     respond: RespondLayer<R>,
@@ -33,7 +34,7 @@ impl<S, R> Layer<S> for ServerLayer<R> {
     type Service = Server<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let inner = self.authorization.layer(inner);
+        let inner = NormalizeLayer::new().layer(self.authorization.layer(inner));
         self.telemetry.layer(self.respond.layer(inner))
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use mesh_core::cluster::{Cluster, ClusterKey, ClusterSettings, Registry};
 use mesh_core::diagnostic::Diagnostic;
+use mesh_core::facts::WorkloadLabels;
 use mesh_core::failure::{Failure, FailureCode};
 use mesh_core::identity::SpiffeId;
 use mesh_core::live::Publisher;
@@ -24,8 +25,9 @@ use mesh_route::table::{
 use mesh_telemetry::OwnWorkload;
 use mesh_tls::modes::TlsModes;
 
-use crate::destination;
+use crate::builder::tell;
 use crate::status::ConfigurationStatus;
+use crate::{destination, peers};
 
 /// The workload that a mesh stands beside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub(crate) struct View {
     pub(crate) inbound: Option<Inbound>,
     pub(crate) objects: Arc<[Object]>,
     pub(crate) diagnostics: Arc<[Diagnostic]>,
+    /// What telemetry says of the workloads of each account.
+    pub(crate) peers: Arc<HashMap<SpiffeId, Arc<WorkloadLabels>>>,
 }
 
 /// Everything that a configuration puts in force.
@@ -123,6 +127,7 @@ impl World {
             tracing::warn!("{problem}");
             let before = (**self.out.status.load()).clone();
             self.out.status.publish(ConfigurationStatus { problem: Some(problem), ..before });
+            tell(&diagnostics, &self.out.view.load().diagnostics);
             let view = View {
                 objects: loaded.objects.clone().into(),
                 diagnostics: diagnostics.into(),
@@ -148,7 +153,10 @@ impl World {
         }
         self.out.identity.publish_if_changed(workload.identity.clone());
         let generation = self.out.status.load().generation + 1;
+        tell(&diagnostics, &self.out.view.load().diagnostics);
+        let peers = Arc::new(peers::labels(&store));
         self.out.view.publish(View {
+            peers,
             store,
             inbound: Some(inbound),
             objects: loaded.objects.clone().into(),
@@ -256,7 +264,7 @@ impl Clusters<'_> {
     fn refresh(&mut self, clusters: &[(ClusterKey, Arc<str>)]) -> bool {
         clusters.iter().all(|(key, called)| {
             let before = self.registry.get(key);
-            match (self.cluster(called, Some(key.port), &key.subset), before) {
+            match (self.cluster(called, Some(key.port), key.port, &key.subset), before) {
                 (Ok(now), Some(before)) => Arc::ptr_eq(&now, &before),
                 _ => false,
             }
@@ -277,7 +285,7 @@ impl Clusters<'_> {
             let this = std::cell::RefCell::new((&mut *self, &mut clusters));
             let resolve = |to: &DestinationRef<'_>| {
                 let (this, clusters) = &mut *this.borrow_mut();
-                match this.cluster(to.host, to.port, to.subset) {
+                match this.cluster(to.host, to.port, to.default_port, to.subset) {
                     Ok(cluster) => {
                         clusters.push((cluster.key().clone(), Arc::from(to.host)));
                         Resolved::Cluster(cluster)
@@ -302,7 +310,13 @@ impl Clusters<'_> {
     }
 
     /// The cluster of a destination, with its newest settings and endpoints in force.
-    fn cluster(&mut self, host: &str, port: Option<u16>, subset: &str) -> Result<Arc<Cluster>, Failure> {
+    fn cluster(
+        &mut self,
+        host: &str,
+        port: Option<u16>,
+        default_port: u16,
+        subset: &str,
+    ) -> Result<Arc<Cluster>, Failure> {
         let unknown = |why: String| Failure::new(FailureCode::UnknownSubset).detail(why);
         let outbound = self
             .store
@@ -312,9 +326,9 @@ impl Clusters<'_> {
         let port = match (port, &*service.ports) {
             (Some(port), _) => service.port(port),
             (None, [only]) => Some(only),
-            (None, _) => None,
+            (None, _) => service.port(default_port),
         }
-        .ok_or_else(|| unknown(format!("{host} has no such port")))?;
+        .ok_or_else(|| unknown(format!("{host} has no port {}", port.unwrap_or(default_port))))?;
         let key = outbound.cluster_key(port.number, subset);
         let policy = outbound.effective_policy(port.number, subset);
         if let Some(failure) = &policy.refuse
