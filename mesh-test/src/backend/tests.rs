@@ -113,3 +113,37 @@ async fn stops_abruptly_with_a_reset() {
         .await;
     assert_eq!(again.requests(), 1);
 }
+
+/// A proxy in its smallest form: answers one CONNECT and relays.
+async fn connect_proxy(to: std::net::SocketAddr, answer: &'static str) -> std::net::SocketAddr {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let addr = ports::free_addr();
+    let listener = ports::listen(addr).await;
+    tokio::spawn(async move {
+        while let Ok((mut inside, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(inside.read_u8().await.unwrap());
+            }
+            assert!(head.starts_with(b"CONNECT reviews:9080 HTTP/1.1\r\n"));
+            inside.write_all(answer.as_bytes()).await.unwrap();
+            let mut outside = tokio::net::TcpStream::connect(to).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut inside, &mut outside).await;
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn speaks_through_a_tunnel() {
+    let backend = Backend::start("b").await;
+    let proxy = connect_proxy(backend.addr(), "HTTP/1.1 200 OK\r\n\r\n").await;
+    for protocol in [Protocol::H1, Protocol::H2] {
+        let reply = client::get_over_connect(proxy, "reviews:9080", "/", protocol).await.unwrap();
+        assert_eq!(reply.served_by(), Some("b"));
+    }
+    let refused = "HTTP/1.1 502 Bad Gateway\r\nx-mesh-reason: unknown_host\r\ncontent-length: 0\r\n\r\n";
+    let proxy = connect_proxy(backend.addr(), refused).await;
+    let error = client::connect_tunnel(proxy, "reviews:9080").await.unwrap_err();
+    assert!(error.to_string().contains("502 (x-mesh-reason: unknown_host)"), "{error}");
+}
