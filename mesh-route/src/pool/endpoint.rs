@@ -11,6 +11,7 @@ use mesh_core::body::Body;
 use mesh_core::cluster::{Endpoint, EndpointState};
 use mesh_core::facts::{PeerIdentity, UpstreamAddr};
 use mesh_core::failure::Failure;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::connect::HttpVersion;
@@ -68,6 +69,8 @@ pub(super) struct Remote {
 #[derive(Debug)]
 pub(super) struct Http1 {
     pub(super) send: http1::SendRequest<Body>,
+    /// The connection's task.
+    pub(super) task: JoinHandle<()>,
     pub(super) remote: Remote,
     pub(super) served: u32,
 }
@@ -75,11 +78,12 @@ pub(super) struct Http1 {
 /// An HTTP/2 connection, shared.
 #[derive(Debug)]
 pub(super) struct Http2 {
-    pub(super) send: http2::SendRequest<Body>,
+    /// `None` when the connection's task has ended.
+    send: Mutex<Option<http2::SendRequest<Body>>>,
     pub(super) remote: Remote,
     pub(super) started: AtomicU32,
     pub(super) active: AtomicU32,
-    pub(super) room: Arc<StreamRoom>,
+    pub(super) room: StreamRoom,
     expires: Mutex<Option<Instant>>,
 }
 
@@ -218,8 +222,7 @@ impl Shard {
         lock(&self.lists).http2.len() >= MAX_HTTP2_CONNECTIONS
     }
 
-    pub(super) fn add_http2(&self, conn: Http2, home: &Home) -> Stream {
-        let conn = Arc::new(conn);
+    pub(super) fn add_http2(&self, conn: Arc<Http2>, home: &Home) -> Stream {
         let stream = Stream::start(&conn, home);
         if !home.shared.is_draining() {
             let mut lists = lock(&self.lists);
@@ -256,15 +259,33 @@ impl Shard {
 }
 
 impl Http2 {
-    pub(super) fn new(send: http2::SendRequest<Body>, remote: Remote, room: Arc<StreamRoom>) -> Self {
+    pub(super) fn new(send: http2::SendRequest<Body>, remote: Remote) -> Self {
         Self {
-            send,
+            send: Mutex::new(Some(send)),
             remote,
             started: AtomicU32::new(0),
             active: AtomicU32::new(0),
-            room,
+            room: StreamRoom::default(),
             expires: Mutex::new(None),
         }
+    }
+
+    /// A handle to send one request with; `None` when the connection has ended. To be dropped before the
+    /// answer is waited for: see [`end`](Self::end).
+    pub(super) fn handle(&self) -> Option<http2::SendRequest<Body>> {
+        lock(&self.send).clone()
+    }
+
+    /// The connection's task has ended. A request that was queued at that very moment comes back only when
+    /// the last handle is gone (a tokio channel gives back what was pushed while its receiver went away
+    /// only when it has no sender left), so the pool must not keep one.
+    pub(super) fn end(&self) {
+        let last = lock(&self.send).take();
+        drop(last);
+    }
+
+    fn is_closed(&self) -> bool {
+        lock(&self.send).as_ref().is_none_or(http2::SendRequest::is_closed)
     }
 
     fn active(&self) -> usize {
@@ -274,7 +295,7 @@ impl Http2 {
     fn is_usable(&self, now: Instant, max_requests: u32) -> bool {
         let used_up = max_requests > 0 && self.started.load(Ordering::Relaxed) >= max_requests;
         let expired = self.active() == 0 && lock(&self.expires).is_some_and(|t| t <= now);
-        !(used_up || expired || self.send.is_closed())
+        !(used_up || expired || self.is_closed())
     }
 }
 

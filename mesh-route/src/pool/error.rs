@@ -72,12 +72,13 @@ impl TryError {
         Self::sent(of_body(error, address))
     }
 
-    pub(super) fn handed_back(error: hyper::Error, address: &EndpointAddress) -> Self {
-        Self::unsent(
-            Failure::new(FailureCode::UpstreamReset)
-                .detail(format!("{address} closed each connection before the request was sent"))
-                .source(error),
-        )
+    pub(super) fn handed_back(error: Option<hyper::Error>, address: &EndpointAddress) -> Self {
+        let failure = Failure::new(FailureCode::UpstreamReset)
+            .detail(format!("{address} closed each connection before the request was sent"));
+        Self::unsent(match error {
+            Some(error) => failure.source(error),
+            None => failure,
+        })
     }
 }
 

@@ -1,13 +1,14 @@
 //! The way of one request: a connection is found or made, and the request sent.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::body::{Body, BoxError};
 use mesh_core::cluster::{Cluster, ClusterSettings, Dispatch, Endpoint, Gauge, InFlight, Limits, Permit};
@@ -20,7 +21,7 @@ use tower_service::Service;
 use super::body::{Lease, Leased};
 use super::connect::{ConnectTo, Connected, HttpVersion};
 use super::drive;
-use super::endpoint::{EndpointPool, Found, Home, Http1, Http2, Remote, Shard, Stream, StreamRoom};
+use super::endpoint::{EndpointPool, Found, Home, Http1, Http2, Remote, Shard, Stream};
 use super::error::TryError;
 use super::io::Open;
 use super::shared::{Place, Shared};
@@ -102,22 +103,34 @@ where
             || Upstream { endpoint: Arc::clone(&target), address: remote.address, peer: remote.peer.clone() };
         report.tell(upstream);
         wire::prepare(&mut request, to, taker.cluster.key()).map_err(TryError::unsent)?;
-        let (error, back) = match exchange(conn, request, &taker.home).await {
+        match exchange(conn, request, &taker.home).await {
             Ok((response, lease)) => return Ok(finish(response, lease, in_flight, version)),
-            Err(failed) => failed,
-        };
-        match back {
-            None => return Err(TryError::of_exchange(error, address)),
-            Some(unsent) if reused && stale < MAX_STALE => {
+            Err(Failed::Sent(error)) => return Err(TryError::of_exchange(error, address)),
+            Err(Failed::Back(unsent, _)) if reused && stale < MAX_STALE => {
                 stale += 1;
-                request = unsent;
+                request = *unsent;
             }
-            Some(_) => return Err(TryError::handed_back(error, address)),
+            Err(Failed::Back(_, error)) => return Err(TryError::handed_back(error, address)),
         }
     }
 }
 
-type Failed = (hyper::Error, Option<Request<Body>>);
+/// An exchange that brought no answer.
+enum Failed {
+    /// The request may have been sent.
+    Sent(hyper::Error),
+    /// It was not, and is here again.
+    Back(Box<Request<Body>>, Option<hyper::Error>),
+}
+
+impl From<TrySendError<Request<Body>>> for Failed {
+    fn from(mut error: TrySendError<Request<Body>>) -> Self {
+        match error.take_message() {
+            Some(request) => Self::Back(Box::new(request), Some(error.into_error())),
+            None => Self::Sent(error.into_error()),
+        }
+    }
+}
 
 async fn exchange(
     conn: Conn,
@@ -126,9 +139,25 @@ async fn exchange(
 ) -> Result<(Response<Incoming>, Lease), Failed> {
     match conn {
         Conn::Http1(mut conn) => {
-            let sent = conn.send.try_send_request(request).await;
-            let response =
-                sent.map_err(|mut e| (e.take_message(), e.into_error())).map_err(|(m, e)| (e, m))?;
+            let mut sent = pin!(conn.send.try_send_request(request));
+            let task = &mut conn.task;
+            let first = poll_fn(|cx| match sent.as_mut().poll(cx) {
+                Poll::Pending if Pin::new(&mut *task).poll(cx).is_ready() => Poll::Ready(None),
+                answer => answer.map(Some),
+            })
+            .await;
+            let answer = match first {
+                Some(answer) => answer,
+                // As with `Http2::end`: the last handle keeps a request that came too late.
+                None => {
+                    drop(conn.send);
+                    return match sent.await {
+                        Ok(response) => Ok((response, Lease::Last(home.clone()))),
+                        Err(error) => Err(error.into()),
+                    };
+                }
+            };
+            let response = answer.map_err(Failed::from)?;
             conn.served = conn.served.saturating_add(1);
             let last =
                 response.status() == StatusCode::SWITCHING_PROTOCOLS || wire::closes(response.headers());
@@ -136,22 +165,25 @@ async fn exchange(
             Ok((response, lease))
         }
         Conn::Http2(stream) => {
-            // A handle of its own, because sending needs it exclusively.
-            let mut send = stream.conn.send.clone();
-            match send.try_send_request(request).await {
+            // No handle is kept while the answer is waited for.
+            let sent = match stream.conn.handle() {
+                Some(mut handle) => handle.try_send_request(request),
+                None => return Err(Failed::Back(Box::new(request), None)),
+            };
+            match sent.await {
                 Ok(response) => {
                     stream.conn.room.peer_has_spoken();
                     Ok((response, Lease::Http2(stream)))
                 }
-                Err(mut e) => {
-                    let back = e.take_message();
-                    if back.is_some() {
+                Err(error) => {
+                    let failed = Failed::from(error);
+                    if matches!(failed, Failed::Back(..))
+                        && let Some(shard) = home.find()
+                    {
                         // It takes no more streams; those that it has go on.
-                        if let Some(shard) = home.find() {
-                            shard.remove_http2(&stream.conn);
-                        }
+                        shard.remove_http2(&stream.conn);
                     }
-                    Err((e.into_error(), back))
+                    Err(failed)
                 }
             }
         }
@@ -428,11 +460,11 @@ where
                     .handshake(io)
                     .await
                     .map_err(failed)?;
-                tokio::spawn(async move {
+                let task = tokio::spawn(async move {
                     // Whoever uses it learns how it ended; unused, it is found closed.
                     let _ = conn.with_upgrades().await;
                 });
-                Ok(Made::Http1(Http1 { send, remote, served: 0 }))
+                Ok(Made::Http1(Http1 { send, task, remote, served: 0 }))
             }
             HttpVersion::Http2 => {
                 let (parts, mut runner) = drive::parts();
@@ -442,21 +474,28 @@ where
                     .handshake(io)
                     .await
                     .map_err(failed)?;
-                let room = Arc::new(StreamRoom::default());
-                let told = Arc::clone(&room);
+                let made = Arc::new(Http2::new(send, remote));
+                // Weak, because the handles to send with end the connection when they are dropped.
+                let told = Arc::downgrade(&made);
                 let mut conn = Some(conn);
                 tokio::spawn(poll_fn(move |cx| {
-                    told.listen(cx);
                     if let Some(running) = &mut conn {
+                        let told = told.upgrade();
+                        if let Some(told) = &told {
+                            told.room.listen(cx);
+                        }
                         let done = Pin::new(&mut *running).poll(cx).is_ready();
-                        told.tell(running.current_max_send_streams());
+                        if let Some(told) = &told {
+                            told.room.tell(running.current_max_send_streams());
+                        }
                         if done {
                             conn = None;
+                            told.inspect(|told| told.end());
                         }
                     }
                     runner.poll(cx)
                 }));
-                Ok(Made::Http2(Http2::new(send, remote, room)))
+                Ok(Made::Http2(made))
             }
         }
     }
@@ -464,5 +503,5 @@ where
 
 enum Made {
     Http1(Http1),
-    Http2(Http2),
+    Http2(Arc<Http2>),
 }

@@ -47,7 +47,7 @@ impl Client {
 
     async fn send(&self, request: Request<Body>) -> Result<String, Failure> {
         let stack = ServiceBuilder::new()
-            .layer(TimeoutLayer::new(Some(Duration::from_secs(20))))
+            .layer(TimeoutLayer::new(Some(Duration::from_secs(4))))
             .layer(self.retry.clone())
             .layer(BalanceLayer::to(Arc::clone(&self.cluster)))
             .service(self.pool.clone());
