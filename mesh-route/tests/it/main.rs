@@ -10,3 +10,4 @@
 mod pool;
 mod stack;
 mod support;
+mod upgrade;
