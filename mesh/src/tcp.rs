@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use mesh_core::cluster::{Cluster, Endpoint, Gauge, InFlight, Outcome, Permit};
+use mesh_core::diagnostic::ResourceRef;
 use mesh_core::facts::{Connection, Facts, MatchedRoute, Upstream};
 use mesh_core::failure::{Failure, FailureCode};
 use mesh_core::normal::Authority;
@@ -29,6 +30,8 @@ pub const MAX_CONNECT_ATTEMPTS: usize = 3;
 pub struct TcpTarget {
     cluster: Arc<Cluster>,
     protocol: Protocol,
+    /// The VirtualService that chose it.
+    resource: Option<ResourceRef>,
 }
 
 /// A connection to an endpoint, and what it counts as.
@@ -79,6 +82,12 @@ impl Mesh {
             let port = authority.port().unwrap_or(DEFAULT_PORT);
             unknown(format!("{} has no port {port}", outbound.host()))
         })?;
+        let routes = view.tcp.get(outbound.host()).into_iter().flatten();
+        if let Some((_, routes)) = routes.into_iter().find(|(number, _)| *number == port.number) {
+            let cluster = Arc::clone(routes.route(fastrand::u64(..))?);
+            let resource = routes.resource().cloned();
+            return Ok(TcpTarget { cluster, protocol: port.protocol, resource });
+        }
         let key = outbound.cluster_key(port.number, "");
         let cluster = self.0.registry.get(&key).unwrap_or_else(|| {
             let policy = outbound.effective_policy(port.number, "");
@@ -86,7 +95,7 @@ impl Mesh {
             let endpoints = outbound.endpoints(port.number, "");
             self.0.registry.cluster(&key, &outbound.service_name(), settings, endpoints)
         });
-        Ok(TcpTarget { cluster, protocol: port.protocol })
+        Ok(TcpTarget { cluster, protocol: port.protocol, resource: None })
     }
 
     /// Connects to an endpoint of `target`: mTLS and identity check, connection limit, ejections. Writes the
@@ -97,7 +106,7 @@ impl Mesh {
     pub async fn dial(&self, target: &TcpTarget, facts: &Facts) -> Result<Dialed, Failure> {
         let cluster = &target.cluster;
         facts.set_route(MatchedRoute {
-            resource: None,
+            resource: target.resource.clone(),
             name: "default".into(),
             cluster: Some(Arc::clone(cluster)),
             policy: Arc::new(RoutePolicy::default()),
@@ -168,7 +177,8 @@ impl Mesh {
         let Some(app) = &self.0.app else {
             return Err(Failure::new(FailureCode::Internal).detail("no application was given"));
         };
-        self.dial(&TcpTarget { cluster: Arc::clone(app), protocol: Protocol::Tcp }, facts).await
+        self.dial(&TcpTarget { cluster: Arc::clone(app), protocol: Protocol::Tcp, resource: None }, facts)
+            .await
     }
 
     /// The record of a connection whose bytes are carried: metrics while it is open, a log line at its end.
@@ -182,5 +192,58 @@ impl Mesh {
 impl fmt::Display for TcpTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.cluster.key().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: redis, namespace: default}
+spec: {selector: {app: redis}, ports: [{name: tcp-redis, port: 6379}, {name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: redis, namespace: default}
+spec: {host: redis, subsets: [{name: v2, labels: {version: v2}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: redis, namespace: default}
+spec:
+  hosts: [redis]
+  tcp: [{match: [{port: 6379}], route: [{destination: {host: redis, port: {number: 6379}, subset: v2}}]}]
+";
+
+    #[test]
+    fn connections_take_the_tcp_routes_of_their_virtual_service() {
+        let objects = mesh_core::yaml::parse_objects("redis.yaml", TEXT).unwrap();
+        let (mesh, _driver) = Mesh::builder().objects(objects).build().unwrap();
+        let target = |authority: &str| mesh.tcp_target(&Authority::parse(authority).unwrap());
+
+        let redis = target("redis:6379").unwrap();
+        assert_eq!((&*redis.cluster().key().subset, redis.is_opaque()), ("v2", true));
+        assert_eq!(redis.resource.unwrap().to_string(), "VirtualService default/redis");
+        let web = target("redis.default.svc.cluster.local").unwrap();
+        assert_eq!(
+            (web.cluster().key().port, &*web.cluster().key().subset, web.is_opaque()),
+            (80, "", false)
+        );
+        for nobody in ["redis:81", "postgres:5432"] {
+            assert_eq!(target(nobody).unwrap_err().code(), FailureCode::UnknownHost, "{nobody}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_endpoints_there_is_a_reason() {
+        let objects = mesh_core::yaml::parse_objects("redis.yaml", TEXT).unwrap();
+        let (mesh, _driver) = Mesh::builder().objects(objects).build().unwrap();
+        let target = mesh.tcp_target(&Authority::parse("redis:6379").unwrap()).unwrap();
+        let (facts, _record) = mesh.connection_record(&Connection::builder().build());
+        let failure = mesh.dial(&target, &facts).await.unwrap_err();
+        assert_eq!(failure.code(), FailureCode::NoHealthyEndpoint);
     }
 }

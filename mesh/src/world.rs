@@ -13,6 +13,7 @@ use mesh_core::facts::WorkloadLabels;
 use mesh_core::failure::{Failure, FailureCode};
 use mesh_core::identity::SpiffeId;
 use mesh_core::live::Publisher;
+use mesh_core::protocol::Protocol;
 use mesh_core::resource::{Labels, Object};
 use mesh_core::source::Loaded;
 use mesh_core::store::{
@@ -20,7 +21,8 @@ use mesh_core::store::{
 };
 use mesh_policy::authorization::{Context, Rules};
 use mesh_route::table::{
-    CompileContext, DestinationRef, HostRoutes, Resolved, RouteTable, Routes, compile_http,
+    CompileContext, DEFAULT_PORT, DestinationRef, HostRoutes, Resolved, RouteTable, Routes, TcpRoutes,
+    compile_http, compile_tcp,
 };
 use mesh_telemetry::OwnWorkload;
 use mesh_tls::modes::TlsModes;
@@ -38,6 +40,9 @@ pub(crate) enum Wanted {
     Account { namespace: String, account: String },
 }
 
+/// Routes of connections by host, then port.
+pub(crate) type TcpTable = HashMap<Arc<str>, Vec<(u16, TcpRoutes)>>;
+
 /// What is in force, for whoever asks rarely: connections, admin pages.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct View {
@@ -46,6 +51,9 @@ pub(crate) struct View {
     pub(crate) inbound: Option<Inbound>,
     pub(crate) objects: Arc<[Object]>,
     pub(crate) diagnostics: Arc<[Diagnostic]>,
+    /// Where connections go whose bytes are not looked into: by host, then port. Ports that are declared
+    /// HTTP are not among them.
+    pub(crate) tcp: Arc<TcpTable>,
     /// What telemetry says of the workloads of each account.
     pub(crate) peers: Arc<HashMap<SpiffeId, Arc<WorkloadLabels>>>,
 }
@@ -79,6 +87,7 @@ pub(crate) struct Published {
 struct KnownHost {
     fingerprint: Fingerprint,
     routes: Arc<HostRoutes>,
+    tcp: Vec<(u16, TcpRoutes)>,
     /// The hosts that its routes lead to; when one of them changes, so do the routes' clusters.
     clusters: Vec<(ClusterKey, Arc<str>)>,
     diagnostics: Vec<Diagnostic>,
@@ -155,7 +164,9 @@ impl World {
         let generation = self.out.status.load().generation + 1;
         tell(&diagnostics, &self.out.view.load().diagnostics);
         let peers = Arc::new(peers::labels(&store));
+        let tcp = self.hosts.iter().map(|(host, known)| (Arc::clone(host), known.tcp.clone())).collect();
         self.out.view.publish(View {
+            tcp: Arc::new(tcp),
             peers,
             store,
             inbound: Some(inbound),
@@ -272,16 +283,17 @@ impl Clusters<'_> {
     }
 
     fn compile(&mut self, outbound: &Outbound, fingerprint: Fingerprint) -> KnownHost {
-        let ports: Vec<u16> = match outbound.service() {
-            Some(service) => service.ports.iter().map(|p| p.number).collect(),
+        let ports: Vec<(u16, Protocol)> = match outbound.service() {
+            Some(service) => service.ports.iter().map(|p| (p.number, p.protocol)).collect(),
             // As in Istio: a host that no service stands behind is served on port 80.
-            None => vec![mesh_route::table::DEFAULT_PORT],
+            None => vec![(DEFAULT_PORT, Protocol::Http1)],
         };
         let (store, workload) = (self.store, self.workload);
         let mut clusters = Vec::new();
         let mut diagnostics = Vec::new();
         let mut compiled: Vec<(u16, Routes)> = Vec::new();
-        for port in ports {
+        let mut tcp = Vec::new();
+        for (port, protocol) in ports {
             let this = std::cell::RefCell::new((&mut *self, &mut clusters));
             let resolve = |to: &DestinationRef<'_>| {
                 let (this, clusters) = &mut *this.borrow_mut();
@@ -301,12 +313,18 @@ impl Clusters<'_> {
                 port,
                 resolve: &resolve,
             };
-            let routes = compile_http(outbound.virtual_service().map(|vs| &**vs), &context);
-            add(&mut diagnostics, routes.diagnostics);
-            compiled.push((port, routes.routes));
+            let vs = outbound.virtual_service().map(|vs| &**vs);
+            let http = compile_http(vs, &context);
+            add(&mut diagnostics, http.diagnostics);
+            compiled.push((port, http.routes));
+            if !protocol.is_http() {
+                let connections = compile_tcp(vs, &context);
+                add(&mut diagnostics, connections.diagnostics);
+                tcp.push((port, connections.routes));
+            }
         }
         let routes = Arc::new(HostRoutes::new(outbound.host(), compiled));
-        KnownHost { fingerprint, routes, clusters, diagnostics }
+        KnownHost { fingerprint, routes, tcp, clusters, diagnostics }
     }
 
     /// The cluster of a destination, with its newest settings and endpoints in force.
