@@ -1,7 +1,7 @@
 //! Resources of which the mesh does little yet: what has no effect is said.
 
 use mesh_core::diagnostic::{Diagnostic, Effect};
-use mesh_core::resource::sidecar::CaptureMode;
+use mesh_core::resource::sidecar::{CaptureMode, OutboundTrafficPolicyMode};
 use mesh_core::resource::{Object, Resource, Sidecar, Telemetry};
 
 /// What is not done of a Telemetry or a Sidecar.
@@ -60,10 +60,59 @@ fn of_sidecar(sidecar: &Resource<Sidecar>) -> Vec<Diagnostic> {
             found.push(no_effect(format!("spec.egress[{i}]"), message));
         }
     }
+    if spec.outbound_traffic_policy.as_ref().is_some_and(|p| p.mode == OutboundTrafficPolicyMode::AllowAny) {
+        let message =
+            "ALLOW_ANY is not supported yet; a host that nobody knows is answered with unknown_host";
+        found.push(no_effect("spec.outboundTrafficPolicy.mode", message));
+    }
     if spec.outbound_traffic_policy.as_ref().is_some_and(|p| p.egress_proxy.is_some()) {
         let message = "an egress proxy is not supported yet; leave it out";
         let field = "spec.outboundTrafficPolicy.egressProxy";
         found.push(Diagnostic::new(Effect::NotApplied, message).field(field));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_done_is_said() {
+        use Effect::{NoEffect, NotApplied};
+        let table = [
+            ("networking.istio.io/v1", "Sidecar", "{egress: [{hosts: ['./*']}]}", None),
+            (
+                "networking.istio.io/v1",
+                "Sidecar",
+                "{outboundTrafficPolicy: {mode: ALLOW_ANY}}",
+                Some(("spec.outboundTrafficPolicy.mode", NoEffect)),
+            ),
+            (
+                "networking.istio.io/v1",
+                "Sidecar",
+                "{egress: [{port: {number: 80, protocol: HTTP, name: http}, hosts: ['./*']}]}",
+                Some(("spec.egress[0].port", NotApplied)),
+            ),
+            (
+                "telemetry.istio.io/v1",
+                "Telemetry",
+                "{accessLogging: [{providers: [{name: envoy}]}]}",
+                Some(("spec.accessLogging", NoEffect)),
+            ),
+            (
+                "telemetry.istio.io/v1",
+                "Telemetry",
+                "{tracing: [{randomSamplingPercentage: 10}]}",
+                Some(("spec.tracing", NoEffect)),
+            ),
+        ];
+        for (version, kind, spec, want) in table {
+            let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\nspec: {spec}\n");
+            let object = mesh_core::yaml::parse_objects("a.yaml", &text).unwrap().remove(0);
+            let found: Vec<_> = validate(&object).into_iter().map(|d| (d.field, d.effect)).collect();
+            let want: Vec<_> = want.into_iter().map(|(f, e)| (f.to_owned(), e)).collect();
+            assert_eq!(found, want, "{spec}");
+        }
+    }
 }
