@@ -123,13 +123,18 @@ impl Destinations {
 /// that applies, one that selects the client before one that selects all.
 fn merge(rules: &[Rule], labels: Option<&Labels>, sees: &dyn Fn(&Rule) -> bool) -> Option<HostPolicy> {
     let selector = |rule: &Rule| labels_of(rule.resource.spec.workload_selector.as_ref()).cloned();
-    let seen = || rules.iter().filter(|rule| sees(rule));
-    let selecting = seen().find(|rule| {
+    let selected = |rule: &Rule| {
         selector(rule).is_some_and(|wanted| labels.is_some_and(|labels| selects(&wanted, labels)))
-    });
+    };
+    let seen = || rules.iter().filter(|rule| sees(rule));
+    let selecting = seen().find(|rule| selected(rule));
     let first = selecting.or_else(|| seen().find(|rule| selector(rule).is_none()))?;
     let wanted = selector(first);
-    let merged = seen().filter(|rule| rule.export == first.export && selector(rule) == wanted);
+    // A closed reading counts whichever group it would have been in: nobody could read that.
+    let closed =
+        |rule: &Rule| rule.resource.invalid.is_some() && (selector(rule).is_none() || selected(rule));
+    let merged =
+        seen().filter(|rule| closed(rule) || (rule.export == first.export && selector(rule) == wanted));
     Some(HostPolicy { rules: merged.map(|rule| Arc::clone(&rule.resource)).collect() })
 }
 
