@@ -243,7 +243,8 @@ fn chunks(text: &str) -> Vec<(u32, &str)> {
         at += piece.len();
     }
     chunks.push((start_line, text.get(start..).unwrap_or_default()));
-    chunks.retain(|(_, chunk)| !chunk.trim().is_empty());
+    // Only what YAML takes for white: other spaces are content, here as behind a `---`.
+    chunks.retain(|(_, chunk)| !chunk.trim_matches([' ', '\t', '\r', '\n']).is_empty());
     chunks
 }
 
@@ -370,6 +371,12 @@ impl Builder {
             self.anchors.insert(anchor, (node.clone(), weight));
         }
         match self.open.last_mut() {
+            None if self.root.is_some() => {
+                return Err(
+                    "a second document starts here, after a lone carriage return; end lines with \\n"
+                        .to_owned(),
+                );
+            }
             None => self.root = Some(node),
             Some(Open::List { node: items, .. }) => items.push(node),
             Some(Open::Map { node: entries, key, merges, .. }) => match key.take() {

@@ -549,3 +549,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn no_document_hides_behind_a_lone_carriage_return() {
+    let found = documents("a: 1\r---\rb: 2\n---\nc: 3\n");
+    assert_eq!(found.len(), 2);
+    assert!(found[0].root.is_err(), "{:?}", found[0].root);
+    assert!(found[1].root.is_ok());
+}
+
+#[test]
+fn a_space_that_yaml_does_not_know_is_content_wherever_it_stands() {
+    for space in ["\u{85}", "\u{2028}", "\u{a0}"] {
+        assert_eq!(documents(space).len(), 1);
+        assert_eq!(documents(&format!("---\n{space}")).len(), 1);
+    }
+    assert_eq!(documents(" \t\r\n").len(), 0);
+}
