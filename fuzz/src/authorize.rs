@@ -205,3 +205,21 @@ pub(crate) fn read_request(text: &str) -> Option<Request<()>> {
     Facts::new(connection.build()).insert(&mut request);
     Some(request)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_corpus_holds_what_is_read() {
+        for (file, count) in [
+            (include_str!("../corpus/authorize/allow"), 1),
+            (include_str!("../corpus/authorize/deny"), 2),
+            (include_str!("../corpus/authorize/closed"), 1),
+        ] {
+            let (policies, request) = file.split_once("\n===\n").unwrap();
+            assert_eq!(read_policies(policies).len(), count, "{file}");
+            assert!(read_request(request).is_some(), "{file}");
+        }
+    }
+}

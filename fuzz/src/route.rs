@@ -115,3 +115,16 @@ fn read_service(text: &str) -> Option<Arc<Resource<VirtualService>>> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_corpus_holds_what_is_read() {
+        for file in [include_str!("../corpus/route/matches"), include_str!("../corpus/route/none")] {
+            let (service, request) = file.split_once("\n===\n").unwrap();
+            assert!(read_service(service).is_some() && read_request(request).is_some(), "{file}");
+        }
+    }
+}
