@@ -184,3 +184,31 @@ impl fmt::Debug for State {
         f.write_str("State")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_core::cluster::{ClusterKey, ClusterSettings, ServiceName};
+    use mesh_telemetry::metrics::Exposition;
+
+    #[test]
+    fn clusters_beyond_the_limit_are_summed_up() {
+        let (mesh, _driver) = Mesh::builder().build().unwrap();
+        for i in 0..MAX_CLUSTER_SERIES + 7 {
+            let host = format!("s{i}.default.svc.cluster.local");
+            let service = ServiceName::new(&host, "s", "default");
+            mesh.registry().cluster(
+                &ClusterKey::new(&host, 80, ""),
+                &service,
+                ClusterSettings::default(),
+                vec![],
+            );
+        }
+        let text = mesh.metrics().encode(Exposition::Classic);
+        let series = text.lines().filter(|l| l.starts_with("mesh_cluster_requests{")).count();
+        assert_eq!(series, MAX_CLUSTER_SERIES + 1);
+        assert!(text.contains("mesh_cluster_requests{cluster=\"_overflow\"} 0"), "{text}");
+        assert!(text.contains("# TYPE mesh_cluster_overflows_total counter"));
+        assert!(text.contains("mesh_config_applied_total 1"));
+    }
+}
