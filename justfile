@@ -3,7 +3,7 @@
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
 # Everything that has to hold before a change goes in.
-all: fmt clippy imports test doc features interop
+all: fmt clippy imports test corpus doc features interop
 
 # The code is formatted.
 fmt:
@@ -39,6 +39,10 @@ imports:
 # The tests that need nothing but a Rust toolchain and a C compiler.
 test:
     cargo test --workspace
+
+# What the fuzzers read goes through the parsers, without a fuzzer.
+corpus:
+    cargo test --manifest-path fuzz/Cargo.toml --target-dir target/fuzz
 
 # The documentation builds without a warning.
 doc:
@@ -83,6 +87,17 @@ demo:
 # Licences, advisories and sources of the dependencies. Needs cargo-deny; not part of `all`.
 deny:
     cargo deny --all-features check
+
+# Fuzzes each parser for so many seconds. Needs a nightly toolchain and cargo-fuzz; not part of `all`.
+fuzz SECONDS="60":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    for target in fuzz/fuzz_targets/*.rs; do
+        name=$(basename "$target" .rs)
+        mkdir -p "fuzz/found/$name"
+        cargo +nightly fuzz run -s none --features fuzzing "$name" "fuzz/found/$name" "fuzz/corpus/$name" \
+            -- -max_total_time={{ SECONDS }} -timeout=10
+    done
 
 # Formats the code and corrects what can be corrected without thought.
 fix:
