@@ -113,7 +113,7 @@ pub(crate) fn publish(
             let effect = if current.material().is_some() { Effect::LastGoodKept } else { Effect::NotApplied };
             let diagnostic = Diagnostic::new(effect, error.to_string());
             if current.status().last_error.as_ref() != Some(&diagnostic) {
-                tracing::warn!("identity: {diagnostic}");
+                tracing::error!("identity: {diagnostic}");
             }
             current.failed(diagnostic)
         }

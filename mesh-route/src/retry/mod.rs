@@ -6,7 +6,8 @@
 //!   GOAWAY leaves out, a verified sidecar that says so) is repeated for every method.
 //! - Everything else only for idempotent methods, for gRPC statuses that the policy names, or where somebody
 //!   wrote the conditions down.
-//! - Always under the cluster's retry budget; each retry is counted there until its answer's body has ended.
+//! - Under the cluster's retry budget; each retry is counted there until its answer's body has ended. Only a
+//!   try for which there was no connection at all moves on without it: no application was asked anything.
 //! - Bodies are kept up to [`MAX_REPLAY_BYTES`](mesh_core::cluster::MAX_REPLAY_BYTES) while they are sent; a
 //!   request whose body is larger is not tried again once it was read from.
 //! - A retry goes to an endpoint that was not tried yet, where there is one, after a pause with jitter.

@@ -243,6 +243,13 @@ fn mark(request: &mut Request<Body>, attempt: &Attempt, facts: Option<&Facts>, n
 
 type Tried = Result<Response<Body>, TryError>;
 
+/// Whether there was no connection at all. Going to another endpoint then costs no application anything, so
+/// the budget, which keeps retries from multiplying load, has nothing to guard; it would run out at once when
+/// an endpoint dies, whose quick refusals make it look the least busy. The attempts are still bounded.
+fn never_connected(result: &Tried) -> bool {
+    matches!(result, Err(error) if error.is_unsent() && error.failure().code() == FailureCode::ConnectFailed)
+}
+
 impl<S> Running<S> {
     fn policy(&self) -> &RetryPolicy {
         self.own.policy(self.facts.as_ref())
@@ -264,7 +271,7 @@ impl<S> Running<S> {
             }
             Verdict::Final | Verdict::Exhausted => return None,
         }
-        if self.budget.is_none() {
+        if self.budget.is_none() && !never_connected(result) {
             self.budget = Some(self.own.budget(self.facts.as_ref())?);
         }
         if self.policy().ignore_previous_hosts

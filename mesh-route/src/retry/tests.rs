@@ -82,6 +82,23 @@ async fn attempts_end_and_the_last_error_is_told() {
     assert_eq!(Failure::of(answer.await.unwrap().unwrap_err()).code(), FailureCode::ConnectFailed);
 }
 
+/// A dead endpoint among good ones: everybody who meets it moves on at once, however many they are.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_without_a_connection_needs_no_budget() {
+    let layer = RetryLayer::default();
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        let (answer, mut handle) = start(&layer, request(Method::POST, ""));
+        handle.next_request().await.unwrap().1.send_error(Failure::new(FailureCode::ConnectFailed));
+        let (_, send) = handle.next_request().await.expect("a second try");
+        held.push((answer, handle, send));
+    }
+    for (answer, _, send) in held {
+        send.send_response(Response::new(Body::empty()));
+        assert_eq!(answer.await.unwrap().unwrap().status(), 200);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_may_have_arrived_is_not_repeated_for_post() {
     let (answer, mut handle) = start(&RetryLayer::default(), request(Method::POST, ""));
