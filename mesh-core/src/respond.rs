@@ -8,6 +8,7 @@
 //! - removes `x-mesh-reason` and `x-mesh-detail` from every request, and from every response that neither
 //!   the mesh made nor a verified sidecar sent; so an application's 503 and the mesh's 503 are never
 //!   confused. What a verified sidecar explains is kept in [`Facts::remote_failure`] and goes no further;
+//! - refuses requests whose headers are too large ([`MAX_HEADER_BYTES`]);
 //! - explains itself in `x-mesh-detail` to callers that are verified sidecars, and to nobody else.
 //!
 //! Readiness: passes through; an error of the inner service's readiness becomes the answer to the next call.
@@ -49,15 +50,20 @@ use crate::body::BoxError;
 use crate::facts::{Direction, Facts};
 use crate::failure::{DETAIL_HEADER, Failure, FailureCode, REASON_HEADER, is_grpc};
 
+/// The largest URI and headers of a request, in bytes: Istio's default.
+pub const MAX_HEADER_BYTES: usize = 60 * 1024;
+
 /// Makes [`Respond`] services. See the [module](self).
 pub struct RespondLayer<R> {
     body: fn(&'static str) -> R,
+    max_head: usize,
 }
 
 /// Answers errors. See the [module](self).
 pub struct Respond<S, R> {
     inner: S,
     body: fn(&'static str) -> R,
+    max_head: usize,
     failed: Option<Failure>,
 }
 
@@ -84,7 +90,7 @@ pin_project! {
 impl<R: Default> RespondLayer<R> {
     /// Answers with empty bodies, for any body type.
     pub const fn new() -> Self {
-        Self { body: |_| R::default() }
+        Self { body: |_| R::default(), max_head: MAX_HEADER_BYTES }
     }
 }
 
@@ -98,7 +104,17 @@ impl<R: From<Bytes>> RespondLayer<R> {
     /// Answers with a line of text that tells the failure's kind, never its detail. gRPC answers have no
     /// body.
     pub const fn with_text() -> Self {
-        Self { body: |text| R::from(Bytes::from_static(text.as_bytes())) }
+        Self { body: |text| R::from(Bytes::from_static(text.as_bytes())), max_head: MAX_HEADER_BYTES }
+    }
+}
+
+impl<R> RespondLayer<R> {
+    /// Allows a request's URI and headers this many bytes, in place of [`MAX_HEADER_BYTES`]; beyond it the
+    /// answer is 431 `too_large`.
+    #[must_use]
+    pub const fn max_header_bytes(mut self, bytes: usize) -> Self {
+        self.max_head = bytes;
+        self
     }
 }
 
@@ -106,7 +122,7 @@ impl<S, R> Layer<S> for RespondLayer<R> {
     type Service = Respond<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Respond { inner, body: self.body, failed: None }
+        Respond { inner, body: self.body, max_head: self.max_head, failed: None }
     }
 }
 
@@ -131,7 +147,12 @@ where
         let facts = Facts::of_or_insert(&mut request);
         let grpc = is_grpc(request.headers());
         strip(request.headers_mut());
-        let state = match self.failed.take() {
+        let size = head_bytes(&request);
+        let too_large = (size > self.max_head).then(|| {
+            let detail = format!("{size} bytes of URI and headers, where {} are allowed", self.max_head);
+            Failure::new(FailureCode::HeadersTooLarge).detail(detail)
+        });
+        let state = match self.failed.take().or(too_large) {
             Some(failure) => State::Failed { failure },
             None => State::Inner { future: self.inner.call(request) },
         };
@@ -192,6 +213,13 @@ fn finish<R>(
     response
 }
 
+/// What a request's URI and headers come to, in bytes.
+fn head_bytes<A>(request: &Request<A>) -> usize {
+    let uri = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    uri + headers.sum::<usize>()
+}
+
 /// Removes what nobody but the mesh may say.
 fn strip(headers: &mut HeaderMap) {
     headers.remove(REASON_HEADER);
@@ -233,7 +261,7 @@ impl<R> fmt::Debug for RespondLayer<R> {
 /// A clone has not seen the inner service fail.
 impl<S: Clone, R> Clone for Respond<S, R> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), body: self.body, failed: None }
+        Self { inner: self.inner.clone(), body: self.body, max_head: self.max_head, failed: None }
     }
 }
 impl<S: fmt::Debug, R> fmt::Debug for Respond<S, R> {

@@ -21,8 +21,9 @@ use tower_service::Service;
 
 use crate::detect::Spoken;
 
-/// The largest header block of a request, in bytes: Istio's default. Exceeding it is answered with 431.
-pub(crate) const MAX_HEADER_BYTES: usize = 60 * 1024;
+/// How much of a request's head is read at all, in bytes. More than the layers admit, so that they can say
+/// why they do not; beyond it the answer is a bare 431.
+pub(crate) const MAX_HEAD_READ: usize = 128 * 1024;
 /// Streams at once on one HTTP/2 connection.
 pub(crate) const MAX_STREAMS: u32 = 1000;
 /// Streams that a peer reset before they were taken up, at once; beyond it the connection is closed
@@ -97,7 +98,7 @@ pub(crate) async fn http<I, S, R>(
             server
                 .timer(TokioTimer::new())
                 .auto_date_header(false)
-                .max_header_list_size(MAX_HEADER_BYTES as u32)
+                .max_header_list_size(MAX_HEAD_READ as u32)
                 .max_concurrent_streams(MAX_STREAMS)
                 .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
                 .max_local_error_reset_streams(MAX_ERROR_RESETS)
@@ -120,7 +121,7 @@ pub(crate) async fn http<I, S, R>(
                 .timer(TokioTimer::new())
                 .auto_date_header(false)
                 .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(MAX_HEADER_BYTES);
+                .max_buf_size(MAX_HEAD_READ);
             let connection = server.serve_connection(io, handler).with_upgrades();
             tokio::pin!(connection);
             let lingered = async {

@@ -135,3 +135,18 @@ async fn a_request_cannot_carry_a_reason() {
     });
     RespondLayer::<Text>::new().layer(inner).oneshot(request).await.unwrap();
 }
+
+#[tokio::test]
+async fn headers_beyond_the_limit_are_refused() {
+    let inner = service_fn(|_: Request<()>| async { Ok::<_, Failure>(Response::new(Text::default())) });
+    for (bytes, status) in [(MAX_HEADER_BYTES - 100, 200), (MAX_HEADER_BYTES, 431)] {
+        let service = RespondLayer::<Text>::with_text().layer(inner);
+        let request = Request::get("/").header("x-large", "a".repeat(bytes)).body(()).unwrap();
+        let response = service.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(response.headers().contains_key("x-mesh-reason"), status == 431);
+    }
+    let service = RespondLayer::<Text>::with_text().max_header_bytes(5).layer(inner);
+    let request = Request::get("/123456").body(()).unwrap();
+    assert_eq!(service.oneshot(request).await.unwrap().headers()["x-mesh-reason"], "too_large");
+}

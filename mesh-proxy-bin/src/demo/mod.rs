@@ -26,6 +26,8 @@ use table::{Row, Table};
 
 /// The shortest demo in which each half sees enough requests to judge a split.
 const SHORTEST: Duration = Duration::from_secs(4);
+/// With fewer requests than these a split says nothing.
+const FEWEST: u32 = 30;
 /// How often the table is brought up to date.
 const TICK: Duration = Duration::from_millis(500);
 /// How long an edit may take to come into force.
@@ -155,7 +157,9 @@ fn judge_split(broken: &mut Vec<String>, when: &str, seen: &Window, weight: u32)
     let share = seen.share_v1();
     let slack = 4.0 * (want * (1.0 - want) / n.max(1.0)).sqrt();
     println!("{when}: {:.1}% to v1, {weight}% wanted ({} requests)", share * 100.0, seen.requests());
-    if n < 100.0 || (share - want).abs() > slack {
+    if seen.requests() < FEWEST {
+        broken.push(format!("enough requests to judge the split {when}: there were {}", seen.requests()));
+    } else if (share - want).abs() > slack {
         broken.push(format!("the split {when}: {:.1}% to v1 instead of {weight}%", share * 100.0));
     }
 }
