@@ -113,7 +113,13 @@ async fn a_typo_over_a_good_policy_leaves_the_good_one_in_force() {
     assert_eq!(checked.status.code(), Some(1));
     // There is no form before for `check`: it says what a start would do.
     assert_told(&String::from_utf8_lossy(&checked.stdout), &stage, "refuses all that it selects");
-    drop(v1);
+    // A process that starts now has never seen the good form.
+    let spec = v1.sidecar.spec().clone();
+    assert!(v1.sidecar.stop().await.0.success());
+    let again = spec.start().await;
+    let reply = send(&web, Call::get(HOST, "/")).await;
+    assert_eq!((reply.status, reply.reason()), (403, Some("policy_invalid")), "{reply:?}");
+    drop(again);
 }
 
 /// A DENY that cannot be read keeps everybody out, and a PeerAuthentication that cannot be read is STRICT.
@@ -137,4 +143,12 @@ async fn every_security_resource_has_a_closed_reading() {
     let checked = check(&stage);
     assert_eq!(checked.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&checked.stdout).contains("PERMISSIVE"));
+
+    // Over one in force, the one in force stays.
+    stage.dir.write("mode.yaml", yaml::peer_authentication("mode", "default", "reviews", "DISABLE"));
+    until(LONG, "DISABLE", async || client::get(v1.sidecar.inbound(), HOST, "/").await.is_ok()).await;
+    stage.dir.write("mode.yaml", yaml::peer_authentication("mode", "default", "reviews", "STRIKT"));
+    let line = v1.sidecar.proc.wait_for_line("STRIKT", LONG).await;
+    assert!(line.contains("its last good form stays in force"), "{line}");
+    assert_eq!(client::get(v1.sidecar.inbound(), HOST, "/").await.unwrap().status, 200);
 }

@@ -301,7 +301,21 @@ async fn http2_goes_all_the_way_with_its_trailers() {
         let echo = conn.send(&Call::get("ratings:9090", "/echo")).await.unwrap().echo();
         assert_eq!(echo.version, "HTTP/2");
     }
-    // Many at once share a connection.
+    // An edit leaves the connection that carries a request as it is, and the next request shares it.
+    let [mut busy, mut next] = conns;
+    let slow = tokio::spawn(async move { busy.send(&Call::get("ratings:9090", "/delay/5000")).await });
+    until(LONG, "the slow request", async || app.in_flight() == 1).await;
+    let before = endpoint(&web, "ratings").await["connections"].clone();
+    let old = generation(&web).await;
+    let route = "- timeout: 20s\n  route:\n  - destination: {host: ratings}\n";
+    stage.dir.write("route.yaml", yaml::virtual_service("ratings", "default", "ratings", route));
+    until(LONG, "the edit", async || generation(&web).await > old).await;
+    for _ in 0..10 {
+        assert_eq!(next.send(&Call::get("ratings:9090", "/")).await.unwrap().status, 200);
+    }
+    assert_eq!(endpoint(&web, "ratings").await["connections"], before);
+    assert_eq!(endpoint(&web, "ratings").await["requests"], 1);
+    assert_eq!(slow.await.unwrap().unwrap().status, 200);
     assert!(app.accepted_connections() <= 2, "{}", app.accepted_connections());
     drop(sidecar);
 }
