@@ -54,8 +54,15 @@ async fn call_as(addr: SocketAddr, ca: &TestCa, leaf: Option<&Leaf>, alpn: &[&st
     conn.send(&Call::get(HOST, "/")).await.map(|r| r.status).map_err(|e| e.to_string())
 }
 
-async fn refused(sidecar: &Sidecar, reason: &str) -> f64 {
-    sidecar.metric("mesh_connections_refused_total", &[&format!("reason=\"{reason}\"")]).await
+/// Waits until exactly that many connections were refused for that reason: a peer may see the end of its
+/// connection a moment before it is counted.
+async fn until_refused(sidecar: &Sidecar, reason: &str, count: f64) {
+    let label = format!("reason=\"{reason}\"");
+    until(LONG, &format!("{count} connections refused with {reason}"), async || {
+        let found = sidecar.metric("mesh_connections_refused_total", &[&label]).await;
+        (found - count).abs() < 0.1
+    })
+    .await;
 }
 
 /// Whether the server at `addr` shows a certificate with that SPIFFE URI.
@@ -76,7 +83,7 @@ async fn strict_closes_plaintext_without_an_answer() {
     stage.dir.write("mode.yaml", mode("STRICT"));
     let v1 = stage.replica("v1").await;
     assert_eq!(plaintext(v1.sidecar.inbound()).await, b"");
-    assert!((refused(&v1.sidecar, "plaintext_refused").await - 1.0).abs() < 0.1);
+    until_refused(&v1.sidecar, "plaintext_refused", 1.0).await;
     let line = v1.sidecar.proc.wait_for_line("mTLS is STRICT", LONG).await;
     assert!(line.contains("PeerAuthentication default/mode"), "{line}");
     assert_eq!((v1.app.requests(), v1.app.accepted_connections()), (0, 0));
@@ -100,7 +107,7 @@ async fn strict_serves_certificates_of_the_mesh_only() {
             println!("refused: {error}");
         }
     }
-    assert!((refused(&v1.sidecar, "handshake_failed").await - 6.0).abs() < 0.1);
+    until_refused(&v1.sidecar, "handshake_failed", 6.0).await;
     assert_eq!((v1.app.requests(), v1.app.accepted_connections()), (0, 0));
 
     let web = ca.leaf_for("default", "web");
