@@ -225,6 +225,7 @@ impl MeshBuilder {
             metrics,
             access_log,
             app,
+            inbound_port: self.inbound_port,
         }));
         mesh.register_metrics();
         let updates = Publisher::new(loaded);

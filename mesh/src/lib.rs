@@ -44,6 +44,7 @@ mod dump;
 mod identity;
 mod mesh;
 mod peers;
+pub mod serve;
 pub mod server;
 mod stats;
 mod status;
@@ -73,3 +74,8 @@ pub use mesh_route as route;
 pub use mesh_telemetry as telemetry;
 /// Who speaks: identities, certificates, mTLS.
 pub use mesh_tls as tls;
+
+/// The programs of the project's first page, kept compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct FirstPage;

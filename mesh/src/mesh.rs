@@ -53,6 +53,7 @@ pub(crate) struct Inner {
     pub(crate) pool: Pool<MeshConnect>,
     pub(crate) connect: TlsConnect,
     pub(crate) app: Option<Arc<Cluster>>,
+    pub(crate) inbound_port: Option<u16>,
 }
 
 impl Mesh {

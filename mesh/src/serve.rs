@@ -1,0 +1,298 @@
+//! Serving an embedding program's service: what a sidecar does around an application, in the application.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_core::body::{Body, BoxError};
+use mesh_core::facts::{Connection, Facts, LocalAddr, PeerAddr, Transport};
+use mesh_route::pool::HttpVersion;
+use mesh_telemetry::layer::Measured;
+use mesh_tls::alpn::Negotiated;
+use mesh_tls::io::Rewind;
+use mesh_tls::{AcceptError, AcceptedStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tower::ServiceExt;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::mesh::Mesh;
+
+/// The largest header block of a request, in bytes: Istio's default.
+pub const MAX_HEADER_BYTES: usize = 60 * 1024;
+/// Streams at once on one HTTP/2 connection.
+pub const MAX_STREAMS: u32 = 1000;
+/// How long a peer may take until it has sent the first bytes of a connection, and the headers of a request.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long requests that were begun may take once the program stops: Istio's `terminationDrainDuration`.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long accepting pauses when the process is out of something (descriptors, memory).
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The body of a request that reaches a served program: what came, counted.
+pub type ServedBody = Measured<Body>;
+
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+impl Mesh {
+    /// Serves `service` on `listener` until `stop` returns: each connection is [accepted](Mesh::accept) (mTLS
+    /// as the PeerAuthentication in force says), each request gets [`Facts`] with the verified peer and goes
+    /// through the [server layer](Mesh::server_layer), which must not be put on by the caller too. HTTP/1.1,
+    /// HTTP/2 and upgrades are served.
+    ///
+    /// Once `stop` returns no connection is taken any more; requests that were begun have [`DRAIN_TIMEOUT`].
+    /// Dropping the future ends everything at once. A connection that is plaintext ends, after its
+    /// requests, when its port becomes STRICT. TLS that is not the mesh's own is closed: there is nobody here
+    /// to pass it on to.
+    ///
+    /// ```no_run
+    /// # async fn example(mesh: tower_mesh::Mesh, app: axum::Router) -> std::io::Result<()> {
+    /// let listener = tokio::net::TcpListener::bind("0.0.0.0:9080").await?;
+    /// mesh.serve(listener, app, std::future::pending()).await; // or until a signal comes
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn serve<S, R>(&self, listener: TcpListener, service: S, stop: impl Future<Output = ()>)
+    where
+        S: Service<Request<ServedBody>, Response = Response<R>> + Clone + Send + 'static,
+        S::Error: Into<BoxError> + 'static,
+        S::Future: Send + 'static,
+        R: http_body::Body<Data = Bytes> + Default + From<Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let service = self.server_layer().layer(service);
+        let (stopping, stopped) = watch::channel(false);
+        let mut connections = JoinSet::new();
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.as_mut() => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let connection =
+                        serve_connection(self.clone(), service.clone(), stream, peer, stopped.clone());
+                    connections.spawn(connection);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot accept connections now; trying again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        stopping.send_replace(true);
+        let drained = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+            tracing::warn!(open = connections.len(), "connections are cut off: they did not end in time");
+        }
+    }
+}
+
+async fn serve_connection<S, R>(
+    mesh: Mesh,
+    service: S,
+    stream: TcpStream,
+    peer: SocketAddr,
+    mut stopped: watch::Receiver<bool>,
+) where
+    S: Service<Request<Body>, Response = Response<R>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    R: http_body::Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    let _ = stream.set_nodelay(true);
+    let Ok(local) = stream.local_addr() else { return };
+    let mut stream = AcceptedStream::new(stream, PeerAddr(peer), LocalAddr(local));
+    if let Some(port) = mesh.0.inbound_port {
+        stream = stream.workload_port(port);
+    }
+    let accepted = match mesh.accept(stream).await {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            mesh.count_refused(error.reason());
+            match error {
+                AcceptError::Closed { .. } => tracing::debug!(%error, "a connection was not taken"),
+                _ => tracing::warn!(%error, "a connection was refused"),
+            }
+            return;
+        }
+    };
+    if matches!(accepted.connection.transport(), Transport::Passthrough { .. }) {
+        mesh.count_refused("foreign_tls");
+        tracing::warn!(%peer, "TLS that is not the mesh's was refused");
+        return;
+    }
+    let negotiated = accepted.negotiated();
+    let connection = mesh.describe_peer(accepted.connection);
+    let mut io = accepted.io;
+    let mut first = BytesMut::new();
+    let version = match negotiated {
+        Some(Negotiated::Http1) => HttpVersion::Http1,
+        Some(Negotiated::Http2) => HttpVersion::Http2,
+        _ => match tokio::time::timeout(HEADER_TIMEOUT, detect(&mut io, &mut first)).await {
+            Ok(Some(version)) => version,
+            _ => return,
+        },
+    };
+    let watched = Arc::clone(&connection);
+    let stop = async move {
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+            () = mesh.transport_refused(&watched) => {}
+        }
+    };
+    // Boxed: it holds the connection's buffers.
+    Box::pin(http(Rewind::new(io, first.freeze()), version, connection, service, stop)).await;
+}
+
+/// Tells HTTP/2 with prior knowledge from everything else, which HTTP/1.1's server answers for. `None` when
+/// the connection ends.
+async fn detect<I: AsyncRead + Unpin>(io: &mut I, first: &mut BytesMut) -> Option<HttpVersion> {
+    loop {
+        if io.read_buf(first).await.ok()? == 0 {
+            return None;
+        }
+        let head = first.get(..H2_PREFACE.len()).unwrap_or(first);
+        if !H2_PREFACE.starts_with(head) {
+            return Some(HttpVersion::Http1);
+        }
+        if head.len() == H2_PREFACE.len() {
+            return Some(HttpVersion::Http2);
+        }
+    }
+}
+
+async fn http<I, S, R>(
+    io: I,
+    version: HttpVersion,
+    connection: Arc<Connection>,
+    service: S,
+    stop: impl Future<Output = ()>,
+) where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Body>, Response = Response<R>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    R: http_body::Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    let peer = connection.peer_addr();
+    let handler = service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::from);
+        Facts::new(Arc::clone(&connection)).insert(&mut request);
+        service.clone().oneshot(request)
+    });
+    let io = TokioIo::new(io);
+    let done = match version {
+        HttpVersion::Http2 => {
+            let mut server = http2::Builder::new(TokioExecutor::new());
+            server
+                .timer(TokioTimer::new())
+                .max_header_list_size(MAX_HEADER_BYTES as u32)
+                .max_concurrent_streams(MAX_STREAMS);
+            let serving = server.serve_connection(io, handler);
+            tokio::pin!(serving);
+            tokio::select! {
+                done = serving.as_mut() => done,
+                () = stop => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
+        }
+        HttpVersion::Http1 => {
+            let mut server = http1::Builder::new();
+            server
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(MAX_HEADER_BYTES);
+            let serving = server.serve_connection(io, handler).with_upgrades();
+            tokio::pin!(serving);
+            tokio::select! {
+                done = serving.as_mut() => done,
+                () = stop => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
+        }
+    };
+    if let Err(error) = done {
+        // Peers leave in the middle all the time: worth a word only to who is looking.
+        tracing::debug!(peer = peer.map(tracing::field::display), %error, "a connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn first_bytes_tell_the_version() {
+        let table: [(&[u8], Option<HttpVersion>); 5] = [
+            (H2_PREFACE, Some(HttpVersion::Http2)),
+            (b"GET / HTTP/1.1\r\n", Some(HttpVersion::Http1)),
+            (b"PRINT / HTTP/1.1\r\n", Some(HttpVersion::Http1)),
+            (b"PRI * HT", None),
+            (b"", None),
+        ];
+        for (bytes, want) in table {
+            // Byte by byte: a peer chooses how it cuts.
+            let (mut peer, mut io) = tokio::io::duplex(1);
+            tokio::spawn(async move { peer.write_all(bytes).await });
+            let mut first = BytesMut::new();
+            assert_eq!(detect(&mut io, &mut first).await, want, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[tokio::test]
+    async fn serves_under_policy_and_drains() {
+        let policy = mesh_core::yaml::parse_objects(
+            "a.yaml",
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n\
+             spec: {rules: [{to: [{operation: {methods: [GET]}}]}]}\n",
+        );
+        let (mesh, driver) = Mesh::builder().objects(policy.unwrap()).build().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let app = tower::service_fn(|request: Request<ServedBody>| async move {
+            let facts = Facts::of(&request).is_some_and(|facts| facts.connection().peer_addr().is_some());
+            Ok::<_, Infallible>(Response::new(Body::from(format!("facts: {facts}"))))
+        });
+        let serving = tokio::spawn(async move {
+            mesh.serve(listener, app, async { stopped.await.unwrap_or(()) }).await;
+        });
+
+        let read = mesh_test::client::get(addr, "a", "/").await.unwrap();
+        assert_eq!((read.status, read.text().as_str()), (200, "facts: true"));
+        assert_eq!(mesh_test::client::get_h2(addr, "a", "/").await.unwrap().status, 200);
+        let post = mesh_test::client::Call::post("a", "/", "x");
+        let write = mesh_test::client::send(addr, &post).await.unwrap();
+        assert_eq!((write.status, write.reason()), (403, Some("denied")));
+
+        // An idle connection is told to end; the listener is gone when serving has ended.
+        let protocol = mesh_test::client::Protocol::H1;
+        let mut idle = mesh_test::client::Conn::open(addr, protocol).await.unwrap();
+        idle.send(&mesh_test::client::Call::get("a", "/")).await.unwrap();
+        stop.send(()).unwrap();
+        serving.await.unwrap();
+        assert!(mesh_test::client::get(addr, "a", "/").await.is_err());
+        drop(driver);
+    }
+}
