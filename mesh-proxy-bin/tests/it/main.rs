@@ -14,3 +14,4 @@ mod split;
 mod stage;
 mod tcp;
 mod telemetry;
+mod three_ways;
