@@ -1,4 +1,5 @@
 //! Runs each example as a program, and asserts what it shows.
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy sees in test functions only")]
 
 use std::path::PathBuf;
 use std::process::Command;
