@@ -1,4 +1,12 @@
 //! Sidecars as processes, over real sockets.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "helpers of tests are tests, which clippy sees in test functions only"
+)]
 
 mod authorization;
 mod closed;
