@@ -1,5 +1,8 @@
 //! Runs each example as a program, and asserts what it shows.
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy sees in test functions only")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests, which clippy sees in test functions only"
+)]
 
 use std::path::PathBuf;
 use std::process::Command;
