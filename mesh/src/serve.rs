@@ -33,6 +33,11 @@ use crate::mesh::Mesh;
 pub const MAX_HEADER_BYTES: usize = 60 * 1024;
 /// Streams at once on one HTTP/2 connection.
 pub const MAX_STREAMS: u32 = 1000;
+/// Streams that a peer reset before they were taken up, at once; beyond it the connection is closed
+/// (CVE-2023-44487).
+pub const MAX_PENDING_RESETS: usize = 50;
+/// Streams that had to be reset because of a peer's errors, per connection (CVE-2025-8671).
+pub const MAX_ERROR_RESETS: usize = 200;
 /// How long a peer may take until it has sent the first bytes of a connection, and the headers of a request.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long requests that were begun may take once the program stops: Istio's `terminationDrainDuration`.
@@ -203,7 +208,9 @@ async fn http<I, S, R>(
             server
                 .timer(TokioTimer::new())
                 .max_header_list_size(MAX_HEADER_BYTES as u32)
-                .max_concurrent_streams(MAX_STREAMS);
+                .max_concurrent_streams(MAX_STREAMS)
+                .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+                .max_local_error_reset_streams(MAX_ERROR_RESETS);
             let serving = server.serve_connection(io, handler);
             tokio::pin!(serving);
             tokio::select! {
@@ -285,6 +292,9 @@ mod tests {
         let post = mesh_test::client::Call::post("a", "/", "x");
         let write = mesh_test::client::send(addr, &post).await.unwrap();
         assert_eq!((write.status, write.reason()), (403, Some("denied")));
+
+        let large = mesh_test::client::Call::get("a", "/").header("x-large", &"x".repeat(MAX_HEADER_BYTES));
+        assert_eq!(mesh_test::client::send(addr, &large).await.unwrap().status, 431);
 
         // An idle connection is told to end; the listener is gone when serving has ended.
         let protocol = mesh_test::client::Protocol::H1;
