@@ -243,9 +243,17 @@ impl Cluster {
     /// Takes a retry if the budget allows one more now: fewer retries are in flight than the budget's
     /// share of the requests in flight, or than its floor, whichever is more.
     pub fn try_retry(&self) -> Option<Permit> {
+        self.try_acquire(Gauge::Retries, self.retry_limit())
+    }
+
+    /// Whether [`try_retry`](Self::try_retry) would give one now; counts nothing.
+    pub fn has_retry(&self) -> bool {
+        self.in_use(Gauge::Retries) < self.retry_limit()
+    }
+
+    fn retry_limit(&self) -> u32 {
         let settings = self.load_settings();
-        let limit = settings.retry_budget.limit(self.in_use(Gauge::Requests)).min(settings.limits.retries);
-        self.try_acquire(Gauge::Retries, limit)
+        settings.retry_budget.limit(self.in_use(Gauge::Requests)).min(settings.limits.retries)
     }
 
     /// How many requests and connections were refused because a limit was reached.

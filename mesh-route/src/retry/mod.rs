@@ -6,8 +6,9 @@
 //!   GOAWAY leaves out, a verified sidecar that says so) is repeated for every method.
 //! - Everything else only for idempotent methods, for gRPC statuses that the policy names, or where somebody
 //!   wrote the conditions down.
-//! - Under the cluster's retry budget; each retry is counted there until its answer's body has ended. Only a
-//!   try for which there was no connection at all moves on without it: no application was asked anything.
+//! - Under the cluster's retry budget; each retry is counted there until its answer's body has ended.
+//! - Of many requests that break at once, as when an endpoint dies, those beyond the budget wait a quarter of
+//!   a second at most for their turn.
 //! - Bodies are kept up to [`MAX_REPLAY_BYTES`](mesh_core::cluster::MAX_REPLAY_BYTES) while they are sent; a
 //!   request whose body is larger is not tried again once it was read from.
 //! - A retry goes to an endpoint that was not tried yet, where there is one, after a pause with jitter.

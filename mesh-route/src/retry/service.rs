@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
@@ -29,6 +30,11 @@ use crate::pool::TryError;
 /// Tells the endpoint which try this is, from 1; Envoy's header.
 pub const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
+/// How long a request that failed waits for a share of the budget, between looks.
+const BUDGET_PAUSE: Duration = Duration::from_millis(10);
+/// How often it looks: a quarter of a second in all, as long as the longest backoff of the default policy.
+const BUDGET_LOOKS: u32 = 25;
+
 /// Makes [`Retry`] services. See the [module](super).
 #[derive(Debug, Clone)]
 pub struct RetryLayer {
@@ -49,6 +55,16 @@ struct Own {
     cluster: Option<Arc<Cluster>>,
     in_flight: AtomicU32,
     too_large: AtomicU64,
+}
+
+/// What follows a try.
+enum Next {
+    /// Another one, after this time.
+    Retry(Duration),
+    /// Another one, once the budget has a share for it.
+    Starved,
+    /// Nothing: the result stands.
+    Final,
 }
 
 /// One retry under a budget.
@@ -85,6 +101,7 @@ pin_project! {
     enum State<F> {
         Trying { #[pin] future: F },
         Waiting { #[pin] sleep: Sleep },
+        Starved { #[pin] sleep: Sleep, result: Option<Tried> },
         Ready,
     }
 }
@@ -102,6 +119,8 @@ struct Running<S> {
     tried: Vec<Arc<Endpoint>>,
     retries: u32,
     budget: Option<Budgeted>,
+    /// How often the budget was found spent.
+    starved: u32,
 }
 
 /// The body of an answer that a retry brought, with its share of the budget.
@@ -154,6 +173,15 @@ impl<S> Layer<S> for RetryLayer {
 impl Own {
     fn policy<'a>(&'a self, facts: Option<&'a Facts>) -> &'a RetryPolicy {
         facts.and_then(RoutePolicy::of).map_or(&self.policy, |route| &route.retry)
+    }
+
+    /// Whether the budget has a share left, without taking or counting anything.
+    fn has_budget(&self, facts: Option<&Facts>) -> bool {
+        let route = facts.and_then(Facts::route).and_then(|r| r.cluster.as_ref());
+        match route.or(self.cluster.as_ref()) {
+            Some(cluster) => cluster.has_retry(),
+            None => self.in_flight.load(Ordering::Relaxed) < RetryBudget::default().min_concurrent,
+        }
     }
 
     fn budget(self: &Arc<Self>, facts: Option<&Facts>) -> Option<Budgeted> {
@@ -227,6 +255,7 @@ where
             tried: Vec::new(),
             retries: 0,
             budget: None,
+            starved: 0,
         };
         ResponseFuture { state: State::Trying { future }, limit, request: running }
     }
@@ -243,20 +272,13 @@ fn mark(request: &mut Request<Body>, attempt: &Attempt, facts: Option<&Facts>, n
 
 type Tried = Result<Response<Body>, TryError>;
 
-/// Whether there was no connection at all. Going to another endpoint then costs no application anything, so
-/// the budget, which keeps retries from multiplying load, has nothing to guard; it would run out at once when
-/// an endpoint dies, whose quick refusals make it look the least busy. The attempts are still bounded.
-fn never_connected(result: &Tried) -> bool {
-    matches!(result, Err(error) if error.is_unsent() && error.failure().code() == FailureCode::ConnectFailed)
-}
-
 impl<S> Running<S> {
     fn policy(&self) -> &RetryPolicy {
         self.own.policy(self.facts.as_ref())
     }
 
-    /// How long to wait for the next try; `None` when there is none.
-    fn again(&mut self, result: &Tried) -> Option<std::time::Duration> {
+    /// What follows a try.
+    fn again(&mut self, result: &Tried) -> Next {
         let outcome = match result {
             Err(error) => Outcome::of(error),
             Ok(response) if self.never_arrived(response) => Outcome::Unsent,
@@ -267,12 +289,22 @@ impl<S> Running<S> {
             Verdict::Retry => {}
             Verdict::BodyTooLarge => {
                 self.own.too_large.fetch_add(1, Ordering::Relaxed);
-                return None;
+                return Next::Final;
             }
-            Verdict::Final | Verdict::Exhausted => return None,
+            Verdict::Final | Verdict::Exhausted => return Next::Final,
         }
-        if self.budget.is_none() && !never_connected(result) {
-            self.budget = Some(self.own.budget(self.facts.as_ref())?);
+        if self.budget.is_none() {
+            // Of many requests that fail at once, as when an endpoint dies, not all are retried at once. The
+            // others wait for their turn, but not long: under a lasting failure nothing is gained by it.
+            let last = self.starved >= BUDGET_LOOKS || result.is_ok();
+            if !last && !self.own.has_budget(self.facts.as_ref()) {
+                self.starved += 1;
+                return Next::Starved;
+            }
+            match self.own.budget(self.facts.as_ref()) {
+                Some(budget) => self.budget = Some(budget),
+                None => return Next::Final,
+            }
         }
         if self.policy().ignore_previous_hosts
             && let Some(upstream) = self.attempt.upstream()
@@ -280,7 +312,7 @@ impl<S> Running<S> {
             self.tried.push(Arc::clone(&upstream.endpoint));
         }
         self.retries += 1;
-        Some(self.policy().backoff(self.retries, fastrand::f64()))
+        Next::Retry(self.policy().backoff(self.retries, fastrand::f64()))
     }
 
     /// Whether a verified sidecar at the other end says that the application never saw the request: it is
@@ -346,6 +378,15 @@ where
                     this.state.set(State::Ready);
                     continue;
                 }
+                StateProj::Starved { sleep, result } => {
+                    if sleep.poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    match result.take() {
+                        Some(result) => result,
+                        None => Err(Failure::new(FailureCode::Internal).into()),
+                    }
+                }
                 StateProj::Ready => match this.request.inner.poll_ready(cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Err(e)) => Err(TryError::of(e.into())),
@@ -362,8 +403,11 @@ where
             };
             match this.request.again(&result) {
                 // The try's future goes first: what it holds may be what the next one needs.
-                Some(pause) => this.state.set(State::Waiting { sleep: sleep(pause) }),
-                None => return Poll::Ready(this.request.finish(result)),
+                Next::Retry(pause) => this.state.set(State::Waiting { sleep: sleep(pause) }),
+                Next::Starved => {
+                    this.state.set(State::Starved { sleep: sleep(BUDGET_PAUSE), result: Some(result) });
+                }
+                Next::Final => return Poll::Ready(this.request.finish(result)),
             }
         }
     }

@@ -84,22 +84,6 @@ async fn attempts_end_and_the_last_error_is_told() {
 
 /// A dead endpoint among good ones: everybody who meets it moves on at once, however many they are.
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_without_a_connection_needs_no_budget() {
-    let layer = RetryLayer::default();
-    let mut held = Vec::new();
-    for _ in 0..20 {
-        let (answer, mut handle) = start(&layer, request(Method::POST, ""));
-        handle.next_request().await.unwrap().1.send_error(Failure::new(FailureCode::ConnectFailed));
-        let (_, send) = handle.next_request().await.expect("a second try");
-        held.push((answer, handle, send));
-    }
-    for (answer, _, send) in held {
-        send.send_response(Response::new(Body::empty()));
-        assert_eq!(answer.await.unwrap().unwrap().status(), 200);
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_may_have_arrived_is_not_repeated_for_post() {
     let (answer, mut handle) = start(&RetryLayer::default(), request(Method::POST, ""));
     handle.next_request().await.unwrap().1.send_error(reset());
@@ -190,6 +174,27 @@ async fn the_budget_bounds_retries_and_is_held_until_the_body_ends() {
     assert_eq!(cluster.retry_overflows(), 1);
     drop(bodies);
     assert_eq!(cluster.in_use(Gauge::Retries), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_many_fail_at_once_each_waits_for_its_turn() {
+    let cluster = cluster();
+    let layer = RetryLayer::default().within(Arc::clone(&cluster));
+    let mut bodies = Vec::new();
+    for _ in 0..3 {
+        let (answer, mut handle) = start(&layer, request(Method::GET, ""));
+        handle.next_request().await.unwrap().1.send_error(reset());
+        handle.next_request().await.unwrap().1.send_response(Response::new(Body::from("x")));
+        bodies.push(answer.await.unwrap().unwrap());
+    }
+    let (answer, mut handle) = start(&layer, request(Method::GET, ""));
+    handle.next_request().await.unwrap().1.send_error(reset());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(cluster.in_use(Gauge::Retries), 3);
+    drop(bodies.pop());
+    handle.next_request().await.unwrap().1.send_response(Response::new(Body::empty()));
+    assert!(answer.await.unwrap().is_ok());
+    assert_eq!(cluster.retry_overflows(), 0);
 }
 
 #[tokio::test(start_paused = true)]
