@@ -37,6 +37,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http::{Request, Response};
 use mesh_core::body::BoxError;
@@ -50,6 +51,9 @@ use tower_service::Service;
 
 use crate::attempt::{Attempt, Report, unconnected};
 
+/// How long others are preferred to an endpoint to which no connection could be made. Without it an endpoint
+/// that is gone would look like the least busy of all, since it refuses so quickly.
+pub const CONNECT_BACKOFF: Duration = Duration::from_secs(1);
 /// How often an endpoint is drawn blindly before all are looked at; enough while most are usable.
 const BLIND_DRAWS: u32 = 4;
 
@@ -117,20 +121,32 @@ struct Usable<'a> {
     now: Instant,
     tried: &'a [Arc<Endpoint>],
     panic: bool,
+    /// Leaves out those to which no connection could be made a moment ago.
+    reachable: bool,
 }
 
 impl Usable<'_> {
     fn admits(&self, endpoint: &Endpoint) -> bool {
         (self.panic || !endpoint.state().is_ejected(self.now))
+            && !(self.reachable && endpoint.state().is_unreachable(self.now))
             // Compared by state: a new description is the same endpoint.
             && !self.tried.iter().any(|t| Arc::ptr_eq(t.state(), endpoint.state()))
+    }
+}
+
+/// Remembers for [`CONNECT_BACKOFF`] that no usable connection to the endpoint could be made.
+pub fn note_unreachable(endpoint: &Endpoint, failure: Option<&Failure>, now: Instant) {
+    use FailureCode::{ConnectFailed, IdentityMismatch, TlsFailed};
+    if failure.is_some_and(|f| matches!(f.code(), ConnectFailed | TlsFailed | IdentityMismatch)) {
+        endpoint.state().mark_unreachable(now + CONNECT_BACKOFF);
     }
 }
 
 /// Chooses an endpoint of `set`; `None` when there is none that may be used.
 ///
 /// Ejected endpoints are not chosen, unless less than `min_health_percent` of the set are healthy: then
-/// ejections are ignored. Endpoints in `tried` are chosen only when there is no other. An endpoint's weight
+/// ejections are ignored. Endpoints to which [no connection could be made](CONNECT_BACKOFF) a moment ago, and
+/// those in `tried`, are chosen only when there is no other. An endpoint's weight
 /// is its share of the load; weight 0 takes no load while another endpoint can.
 pub fn pick<'a>(
     set: &'a EndpointSet,
@@ -144,10 +160,13 @@ pub fn pick<'a>(
         let (all, ejected) = (set.members().len() as u64, set.ejected(now) as u64);
         all.saturating_sub(ejected) * 100 < all * u64::from(min_health_percent)
     };
-    let usable = Usable { now, tried, panic };
-    choose(set, how, draw, usable).or_else(|| {
-        if tried.is_empty() { None } else { choose(set, how, draw, Usable { tried: &[], ..usable }) }
-    })
+    let usable = Usable { now, tried, panic, reachable: true };
+    choose(set, how, draw, usable)
+        .or_else(|| choose(set, how, draw, Usable { reachable: false, ..usable }))
+        .or_else(|| {
+            let any = Usable { reachable: false, tried: &[], ..usable };
+            if tried.is_empty() { None } else { choose(set, how, draw, any) }
+        })
 }
 
 fn choose<'a>(set: &'a EndpointSet, how: How, draw: Draw, usable: Usable<'_>) -> Option<&'a Arc<Endpoint>> {
@@ -363,7 +382,11 @@ where
                 let result = ready!(future.poll(cx));
                 // The pool knows more and has told it; another inner service may not have.
                 report.tell(|| unconnected(Arc::clone(endpoint)));
-                Poll::Ready(result.map_err(Into::into))
+                Poll::Ready(result.map_err(|error| {
+                    let error = error.into();
+                    note_unreachable(endpoint, Failure::find(&*error).as_ref(), Instant::now());
+                    error
+                }))
             }
             StateProj::Refused { failure } => {
                 let failure = failure.take().unwrap_or_else(|| FailureCode::Internal.into());

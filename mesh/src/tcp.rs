@@ -9,7 +9,7 @@ use mesh_core::facts::{Connection, Facts, MatchedRoute, Upstream};
 use mesh_core::failure::{Failure, FailureCode};
 use mesh_core::normal::Authority;
 use mesh_core::protocol::Protocol;
-use mesh_route::balance::{Draw, pick};
+use mesh_route::balance::{Draw, note_unreachable, pick};
 use mesh_route::policy::RoutePolicy;
 use mesh_route::table::DEFAULT_PORT;
 use mesh_telemetry::ConnectionRecord;
@@ -153,6 +153,7 @@ impl Mesh {
                 }
                 Err(error) => {
                     let failure = Failure::from(error);
+                    note_unreachable(&endpoint, Some(&failure), Instant::now());
                     self.observe(cluster, &endpoint, Outcome::Failed(failure.code()));
                     let seen = tried.iter().any(|t| Arc::ptr_eq(t.state(), endpoint.state()));
                     tried.push(Arc::clone(&endpoint));

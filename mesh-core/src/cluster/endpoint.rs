@@ -90,6 +90,7 @@ pub struct EndpointState {
     consecutive_local: AtomicU32,
     ejections: AtomicU32,
     ejected_until: AtomicU64,
+    unreachable_until: AtomicU64,
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -206,6 +207,7 @@ impl EndpointState {
             consecutive_local: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
+            unreachable_until: AtomicU64::new(0),
             attachment: OnceLock::new(),
         }
     }
@@ -270,6 +272,19 @@ impl EndpointState {
             return false;
         }
         self.ejected_until.compare_exchange(before, until, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Says that no connection can be made, so that others are preferred until then. Unlike an ejection it
+    /// keeps nobody from trying where there is no other endpoint.
+    pub fn mark_unreachable(&self, until: Instant) {
+        let ms = u64::try_from(until.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX);
+        self.unreachable_until.store(ms, Ordering::Relaxed);
+    }
+
+    /// Whether others are to be preferred at `now`, because no connection could be made a moment ago.
+    pub fn is_unreachable(&self, now: Instant) -> bool {
+        let until = self.unreachable_until.load(Ordering::Relaxed);
+        until > 0 && now.saturating_duration_since(self.epoch).as_millis() < u128::from(until)
     }
 
     /// Ends an ejection.

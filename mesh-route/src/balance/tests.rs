@@ -95,6 +95,29 @@ fn one_that_was_tried_is_the_last_resort() {
 }
 
 #[test]
+fn one_that_could_not_be_connected_to_is_left_alone_for_a_while() {
+    let set = set(&[1, 1, 1]);
+    let now = Instant::now();
+    let gone = &set.members()[1];
+    let failure = Failure::new(FailureCode::ConnectFailed);
+    note_unreachable(gone, Some(&failure), now);
+    let chosen = |at: Instant, tried: &[Arc<Endpoint>]| -> std::collections::HashSet<usize> {
+        let draws = (0..200).map(|turn| Draw { random: scramble(turn as u64), turn });
+        let pick = |draw| pick(&set, How::LeastRequest, 0, tried, draw, at).map(|e| port(e));
+        draws.filter_map(pick).collect()
+    };
+    let [one, two, three] = [0, 1, 2].map(|i| port(&set.members()[i]));
+    assert_eq!(chosen(now, &[]), [one, three].into());
+    assert_eq!(chosen(now + CONNECT_BACKOFF, &[]), [one, two, three].into());
+    // Better than going back to one that has just failed.
+    let others = [Arc::clone(&set.members()[0]), Arc::clone(&set.members()[2])];
+    assert_eq!(chosen(now, &others), [two].into());
+    // Any other failure says nothing about reaching it.
+    note_unreachable(&set.members()[0], Some(&Failure::new(FailureCode::UpstreamReset)), now);
+    assert!(chosen(now, &[]).contains(&one));
+}
+
+#[test]
 fn when_too_few_are_healthy_ejections_are_ignored() {
     let set = set(&[1, 1, 1, 1]);
     let now = Instant::now();
