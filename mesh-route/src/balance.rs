@@ -127,10 +127,12 @@ struct Usable<'a> {
 
 impl Usable<'_> {
     fn admits(&self, endpoint: &Endpoint) -> bool {
-        (self.panic || !endpoint.state().is_ejected(self.now))
-            && !(self.reachable && endpoint.state().is_unreachable(self.now))
-            // Compared by state: a new description is the same endpoint.
-            && !self.tried.iter().any(|t| Arc::ptr_eq(t.state(), endpoint.state()))
+        let state = endpoint.state();
+        let ejected = !self.panic && state.is_ejected(self.now);
+        let unreachable = self.reachable && state.is_unreachable(self.now);
+        // Compared by state: a new description is the same endpoint.
+        let tried = self.tried.iter().any(|t| Arc::ptr_eq(t.state(), state));
+        !ejected && !unreachable && !tried
     }
 }
 

@@ -35,6 +35,7 @@ impl<T: Kind> KubeObject<T> {
             labels: meta.labels.unwrap_or_default(),
             annotations: meta.annotations.unwrap_or_default(),
             creation_timestamp: meta.creation_timestamp.map(|t| t.0.to_string()).unwrap_or_default(),
+            deletion_timestamp: meta.deletion_timestamp.map(|t| t.0.to_string()).unwrap_or_default(),
             generation: meta.generation.unwrap_or_default(),
             resource_version: meta.resource_version.unwrap_or_default(),
             uid: meta.uid.unwrap_or_default(),
