@@ -1,7 +1,6 @@
 //! The admin pages: readiness, metrics, what is in force, certificates, the log level.
 
 use std::convert::Infallible;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
@@ -12,6 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh::Mesh;
+use mesh::serve::HEADER_TIMEOUT;
 use tokio::net::TcpListener;
 
 use crate::accept::accept;
@@ -19,8 +19,6 @@ use crate::logging::LogControl;
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
-/// How long an admin connection may sit silent.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 const INDEX: &str = "\
 GET  /ready             200 once the first configuration and certificate are in force

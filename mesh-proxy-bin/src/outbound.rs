@@ -56,7 +56,7 @@ impl Outbound {
         let Ok(local) = stream.local_addr() else { return };
         let mut first = BytesMut::new();
         // Nobody is kept waiting here for a server that speaks first: a proxy that is spoken to hears first.
-        let spoken = detect(&mut stream, &mut first, serve::HEADER_TIMEOUT).await;
+        let spoken = detect(&mut stream, &mut first, mesh::serve::HEADER_TIMEOUT).await;
         let Ok(spoken @ (Spoken::Http1 | Spoken::Http2)) = spoken else {
             if !first.is_empty() {
                 tracing::warn!(%peer, "what arrives on --outbound is no HTTP; closed (for TCP use CONNECT)");

@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh::core::body::{Body, BoxError};
 use mesh::core::facts::{Connection, Facts};
 use mesh::route::pool::{Upgrade, caller_half, join_upgrade};
+use mesh::serve::{HEADER_TIMEOUT, MAX_ERROR_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::ServiceExt;
 use tower_service::Service;
@@ -24,15 +25,6 @@ use crate::detect::Spoken;
 /// How much of a request's head is read at all, in bytes. More than the layers admit, so that they can say
 /// why they do not; beyond it the answer is a bare 431.
 pub(crate) const MAX_HEAD_READ: usize = 128 * 1024;
-/// Streams at once on one HTTP/2 connection.
-pub(crate) const MAX_STREAMS: u32 = 1000;
-/// Streams that a peer reset before they were taken up, at once; beyond it the connection is closed
-/// (CVE-2023-44487).
-pub(crate) const MAX_PENDING_RESETS: usize = 50;
-/// Streams that we had to reset because of a peer's errors, per connection (CVE-2025-8671).
-pub(crate) const MAX_ERROR_RESETS: usize = 200;
-/// How long a peer may take to send a request's headers once it has begun.
-pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a stream's body may be on the way unread, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for a whole connection.
