@@ -2,8 +2,8 @@
 //!
 //! An [`AccessLog`] encodes a line into a bounded buffer ([`MAX_BUFFERED`]) and never waits for a disk or
 //! a pipe: lines that do not fit are dropped and counted (`mesh_access_log_dropped_total`). An
-//! [`AccessLogWriter`] writes what is buffered, [`FLUSH_INTERVAL`] after the first line of a batch; the
-//! caller runs it. Lines of one thread stay in order; lines of several are in order up to one batch.
+//! [`AccessLogWriter`] writes what is buffered, [`FLUSH_INTERVAL`] after the first line of a batch or as soon as
+//! [`BATCH`] bytes wait; the caller runs it. Lines of one thread stay in order; lines of several are in order up to one batch.
 //!
 //! ```
 //! use mesh_core::facts::Facts;
@@ -46,6 +46,10 @@ use tokio::sync::Notify;
 pub const MAX_BUFFERED: usize = 4 * 1024 * 1024;
 /// How long after the first line of a batch it is written.
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
+/// How much is buffered before it is written without waiting for [`FLUSH_INTERVAL`], in bytes. Small, so that a
+/// proxy with one core never stands still for long while a batch is copied, and large against the cost of waking
+/// the writer.
+pub const BATCH: usize = 64 * 1024;
 /// Into how many buffers threads are spread at most, so that none waits for another.
 const MAX_SHARDS: usize = 16;
 
@@ -187,14 +191,17 @@ impl Shared {
             Format::Text => entry.write_text(&mut buffer),
         }
         let line = buffer.len() - before;
-        if self.buffered.fetch_add(line, Ordering::Relaxed) + line > self.max_buffered {
+        let waiting = self.buffered.fetch_add(line, Ordering::Relaxed) + line;
+        if waiting > self.max_buffered {
             buffer.truncate(before);
             self.buffered.fetch_sub(line, Ordering::Relaxed);
             self.dropped.inc();
             return;
         }
         drop(buffer);
-        if !self.woken.swap(true, Ordering::AcqRel) {
+        // Once for the first line of a batch, and once when the batch is worth a write.
+        let full = waiting >= BATCH && waiting - line < BATCH;
+        if full || !self.woken.load(Ordering::Relaxed) && !self.woken.swap(true, Ordering::AcqRel) {
             self.wake.notify_one();
         }
     }

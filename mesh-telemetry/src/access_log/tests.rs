@@ -57,6 +57,28 @@ async fn a_line_is_written_within_250_ms() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_large_batch_does_not_wait() {
+    let (sink, mut batches, _) = wire();
+    let (log, writer) = AccessLog::new(sink, Format::Json).unwrap();
+    let writer = tokio::spawn(writer.run());
+    let started = Instant::now();
+    let facts = Facts::default();
+    let path = [b'x'; MAX_PATH];
+    let mut written = 0;
+    // Three batches and a bit; the runtime runs the writer when this task waits for it.
+    for _ in 0..3 {
+        for _ in 0..BATCH / MAX_PATH {
+            log.write(&Entry { path: Some(&path), ..Entry::new(&facts, SystemTime::UNIX_EPOCH) });
+            written += 1;
+        }
+        written -= lines(&batches.recv().await.unwrap());
+        assert_eq!((written, started.elapsed()), (0, Duration::ZERO));
+    }
+    drop(log);
+    writer.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn closing_writes_what_is_buffered_and_ends_the_writer() {
     let (sink, mut batches, _) = wire();
     let (log, writer) = AccessLog::new(sink, Format::Text).unwrap();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{FLUSH_INTERVAL, Shared};
+use super::{BATCH, FLUSH_INTERVAL, Shared};
 
 /// Where lines go.
 pub enum Sink {
@@ -66,9 +66,9 @@ impl AccessLogWriter {
         loop {
             let mut closed = shared.closed.load(Ordering::Acquire);
             if !closed {
-                // A line or the close wakes it; a batch then collects for a while, unless it is closed.
+                // A line or the close wakes it; a batch then collects for a while, unless it is large enough.
                 shared.wake.notified().await;
-                let _ = tokio::time::timeout(FLUSH_INTERVAL, closing(&shared)).await;
+                let _ = tokio::time::timeout(FLUSH_INTERVAL, due(&shared)).await;
                 closed = shared.closed.load(Ordering::Acquire);
             }
             shared.take(&mut job.batch);
@@ -98,8 +98,9 @@ impl AccessLogWriter {
     }
 }
 
-async fn closing(shared: &Shared) {
-    while !shared.closed.load(Ordering::Acquire) {
+/// Returns when there is no point in waiting for more lines.
+async fn due(shared: &Shared) {
+    while !shared.closed.load(Ordering::Acquire) && shared.buffered.load(Ordering::Relaxed) < BATCH {
         shared.wake.notified().await;
     }
 }
