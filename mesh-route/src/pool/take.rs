@@ -260,7 +260,10 @@ where
         let started = Instant::now();
         let deadline = started.checked_add(self.connect_timeout).unwrap_or_else(|| started + NEVER);
         let mut stage = Stage::Room;
-        match timeout_at(deadline, self.obtain(pool, shard, want, fresh, started, &mut stage)).await {
+        // Boxed, because it is large (a whole handshake may run in it) and few requests need it: they would all
+        // carry room for it.
+        let obtaining = Box::pin(self.obtain(pool, shard, want, fresh, started, &mut stage));
+        match timeout_at(deadline, obtaining).await {
             Ok(taken) => taken,
             Err(_) => Err(TryError::unsent(self.too_late(stage))),
         }
@@ -504,4 +507,27 @@ where
 enum Made {
     Http1(Http1),
     Http2(Arc<Http2>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::TcpConnect;
+    use mesh_core::cluster::{ClusterKey, EndpointSpec, ServiceName};
+
+    /// Each request is such a future on the heap, which is also copied there.
+    #[tokio::test]
+    async fn a_request_on_its_way_is_small() {
+        const MOST: usize = 2560;
+        let endpoints = vec![EndpointSpec::plaintext("127.0.0.1:1".parse().unwrap())];
+        let name = ServiceName::new("a", "a", "");
+        let cluster =
+            Cluster::detached(ClusterKey::new("a", 1, ""), name, ClusterSettings::default(), endpoints);
+        let endpoint = Arc::clone(&cluster.load_endpoints().members()[0]);
+        let in_flight = endpoint.state().begin();
+        let dispatch = Dispatch { cluster, endpoint, request: Request::new(Body::empty()) };
+        let future = send(TcpConnect::new(), Arc::new(Shared::new(1)), 0, dispatch, in_flight);
+        let size = size_of_val(&future);
+        assert!(size <= MOST, "{size} bytes");
+    }
 }
