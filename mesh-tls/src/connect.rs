@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use mesh_core::cluster::{EndpointAddress, Expect, UpstreamTls};
 use mesh_core::facts::{LocalAddr, PeerIdentity, UpstreamAddr};
 use mesh_core::failure::{Failure, FailureCode};
@@ -37,7 +38,7 @@ use crate::accept::handshake_reason;
 use crate::alpn::{MeshAlpn, Negotiated};
 use crate::credentials::Credentials;
 use crate::error::LeafError;
-use crate::io::MaybeTls;
+use crate::io::{MaybeTls, Rewind};
 use crate::svid::peer_identity;
 use crate::verify::leaf_error_in;
 
@@ -281,6 +282,7 @@ impl TlsConnect {
             .map_err(|_| ConnectError::InvalidSni { address: address(), sni: Arc::clone(sni) })?;
         let mismatch =
             |found| ConnectError::IdentityMismatch { address: address(), found, expect: expect.clone() };
+        let io = Rewind::new(io, Bytes::new());
         let tls =
             TlsConnector::from(config).connect(name, io).await.map_err(|error| match nameless(&error) {
                 Some(leaf) => mismatch(format!("without an identity ({leaf})")),

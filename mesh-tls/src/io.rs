@@ -9,6 +9,9 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{client, server};
 
+/// How many bytes of several pieces are joined into one before they are written.
+const JOINED: usize = 1024;
+
 /// A connection whose first bytes were taken to look at, and are read again from here.
 ///
 /// ```
@@ -74,7 +77,22 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewind<IO> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let io = Pin::new(&mut self.io);
+        // One piece is sent as one, and a few small ones (the head and body of most answers) are joined: the
+        // kernel needs longer to walk a list of pieces than it takes to copy them here.
+        if let [only] = bufs {
+            return io.poll_write(cx, only);
+        }
+        let mut joined = [0; JOINED];
+        let mut length = 0_usize;
+        for buf in bufs {
+            let Some(place) = joined.get_mut(length..length.saturating_add(buf.len())) else {
+                return io.poll_write_vectored(cx, bufs);
+            };
+            place.copy_from_slice(buf);
+            length += buf.len();
+        }
+        io.poll_write(cx, joined.get(..length).unwrap_or_default())
     }
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
@@ -95,7 +113,7 @@ pub struct MaybeTls<IO>(Inner<IO>);
 enum Inner<IO> {
     Plain(Rewind<IO>),
     Server(server::TlsStream<Rewind<IO>>),
-    Client(client::TlsStream<IO>),
+    Client(client::TlsStream<Rewind<IO>>),
 }
 
 impl<IO> MaybeTls<IO> {
@@ -112,7 +130,7 @@ impl<IO> MaybeTls<IO> {
         Self(Inner::Server(io))
     }
 
-    pub(crate) const fn client(io: client::TlsStream<IO>) -> Self {
+    pub(crate) const fn client(io: client::TlsStream<Rewind<IO>>) -> Self {
         Self(Inner::Client(io))
     }
 
@@ -121,7 +139,7 @@ impl<IO> MaybeTls<IO> {
         match &self.0 {
             Inner::Plain(io) => &io.io,
             Inner::Server(io) => &io.get_ref().0.io,
-            Inner::Client(io) => io.get_ref().0,
+            Inner::Client(io) => &io.get_ref().0.io,
         }
     }
 
@@ -192,5 +210,62 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for MaybeTls<IO> {
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// Keeps each write, and whether it came in pieces.
+    #[derive(Default)]
+    struct Wire(Vec<(Vec<u8>, bool)>);
+
+    impl AsyncWrite for Wire {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.0.push((buf.to_vec(), false));
+            Poll::Ready(Ok(buf.len()))
+        }
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bufs: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let all: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).collect();
+            let length = all.len();
+            self.0.push((all, true));
+            Poll::Ready(Ok(length))
+        }
+        fn is_write_vectored(&self) -> bool {
+            true
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn small_pieces_are_written_as_one_and_large_ones_as_they_are() {
+        let large = [b'x'; JOINED];
+        let table: [(&[&[u8]], bool); 6] = [
+            (&[b"head", b"body"], false),
+            (&[b"only"], false),
+            (&[&large], false),
+            (&[&large, b""], false),
+            (&[&large, b"y"], true),
+            (&[], false),
+        ];
+        for (pieces, in_pieces) in table {
+            let mut io = Rewind::new(Wire::default(), Bytes::new());
+            let slices: Vec<_> = pieces.iter().map(|p| IoSlice::new(p)).collect();
+            let written = io.write_vectored(&slices).await.unwrap();
+            let (_, wire) = io.into_parts();
+            assert_eq!(wire.0, [(pieces.concat(), in_pieces)]);
+            assert_eq!(written, pieces.concat().len());
+        }
     }
 }
