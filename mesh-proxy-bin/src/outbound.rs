@@ -31,8 +31,13 @@ use crate::serve;
 /// One worker's side of the workload's calls.
 #[derive(Clone)]
 pub(crate) struct Outbound {
-    mesh: Mesh,
     client: Client,
+    /// Apart, because the rest is cloned for each request.
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    mesh: Mesh,
     detect_timeout: Duration,
     draining: Draining,
 }
@@ -40,12 +45,12 @@ pub(crate) struct Outbound {
 impl Outbound {
     pub(crate) fn new(mesh: Mesh, worker: usize, detect_timeout: Duration, draining: Draining) -> Self {
         let client = mesh.client_on(worker);
-        Self { mesh, client, detect_timeout, draining }
+        Self { client, shared: Arc::new(Shared { mesh, detect_timeout, draining }) }
     }
 
     /// Accepts until the drain begins.
     pub(crate) async fn serve(self, listener: TcpListener) {
-        let mut stop = self.draining.clone();
+        let mut stop = self.shared.draining.clone();
         accept(listener, async move { stop.begun().await }, |stream, peer| {
             tokio::spawn(self.clone().connection(stream, peer));
         })
@@ -72,7 +77,7 @@ impl Outbound {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let mut draining = self.draining.clone();
+        let mut draining = self.shared.draining.clone();
         serve::http(io, spoken, connection, self, async move { draining.begun().await }).await;
     }
 
@@ -81,13 +86,13 @@ impl Outbound {
         let facts = Facts::of_or_insert(&mut request);
         let authority = request.uri().authority().map(|a| Authority::parse(a.as_str()));
         let target = match authority {
-            Some(Ok(authority)) => self.mesh.tcp_target(&authority),
+            Some(Ok(authority)) => self.shared.mesh.tcp_target(&authority),
             _ => Err(Failure::new(FailureCode::BadRequest).detail("CONNECT names no host")),
         };
         let target = match target {
             Ok(target) => target,
             Err(failure) => {
-                let (_, record) = self.mesh.connection_record(facts.connection());
+                let (_, record) = self.shared.mesh.connection_record(facts.connection());
                 record.fail(failure.clone());
                 let body = Body::from(failure.spec().body);
                 return failure.response::<()>(false).map(|()| ClientBody::elsewhere(body));
@@ -111,7 +116,7 @@ impl Outbound {
     {
         let mut first = BytesMut::new();
         if !target.is_opaque() {
-            match detect(&mut io, &mut first, self.detect_timeout).await {
+            match detect(&mut io, &mut first, self.shared.detect_timeout).await {
                 Ok(Spoken::Opaque) => {}
                 Ok(spoken) => {
                     let io = Rewind::new(io, first.freeze());
@@ -125,10 +130,10 @@ impl Outbound {
             }
         }
         // Counts as in flight: a drain waits for it until its deadline.
-        let _draining = self.draining.clone();
-        let (facts, record) = self.mesh.connection_record(&connection);
+        let _draining = self.shared.draining.clone();
+        let (facts, record) = self.shared.mesh.connection_record(&connection);
         let record = Arc::new(record);
-        match self.mesh.dial(&target, &facts).await {
+        match self.shared.mesh.dial(&target, &facts).await {
             Ok(mut upstream) => {
                 record.connected();
                 let mut caller = Counted::new(Rewind::new(io, first.freeze()), Arc::clone(&record));

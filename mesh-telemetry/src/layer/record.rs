@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header};
 use mesh_core::facts::{Direction, Facts};
 use mesh_core::failure::{DETAIL_HEADER, Failure, FailureCode, REASON_HEADER, is_grpc};
 use tokio::time::Instant;
@@ -19,6 +19,9 @@ use crate::request_id::REQUEST_ID_HEADER;
 /// The highest number that gRPC gives a meaning; anything above is `UNKNOWN`.
 const MAX_GRPC_STATUS: u8 = 16;
 const GRPC_UNKNOWN: u8 = 2;
+// Looked up by name for each request: a text would be parsed and hashed each time.
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// One request on its way. Written once: by [`finish`](Self::finish), else when dropped, which is when
 /// the caller has left.
@@ -66,15 +69,15 @@ impl Logged {
         request_id: Option<HeaderValue>,
         trace_id: Option<[u8; 32]>,
     ) -> Self {
-        let header = |name| request.headers().get(name).cloned();
+        let header = |name: &HeaderName| request.headers().get(name).cloned();
         Self {
             start,
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
-            host: request.headers().get(header::HOST).cloned(),
-            x_forwarded_for: header("x-forwarded-for"),
-            user_agent: header("user-agent"),
+            host: header(&header::HOST),
+            x_forwarded_for: header(&X_FORWARDED_FOR),
+            user_agent: header(&header::USER_AGENT),
             request_id: request_id.or_else(|| request.headers().get(REQUEST_ID_HEADER).cloned()),
             trace_id,
             upstream_reason: None,
@@ -158,7 +161,7 @@ impl Record {
     /// Takes the status of a gRPC call out of headers or trailers.
     pub(super) fn trailers(&mut self, headers: &HeaderMap) {
         if self.grpc
-            && let Some(status) = headers.get("grpc-status")
+            && let Some(status) = headers.get(&GRPC_STATUS)
         {
             let number = status.to_str().ok().and_then(|s| s.parse().ok());
             self.grpc_status = number.filter(|n| *n <= MAX_GRPC_STATUS).or(Some(GRPC_UNKNOWN));

@@ -344,12 +344,13 @@ pub fn fuzz(data: &[u8]) {
 
 /// The sixteen hexadecimal digits of a number.
 pub(crate) fn hex(number: u64) -> [u8; 16] {
-    let mut digits = [b'0'; 16];
-    for (at, place) in digits.iter_mut().rev().enumerate() {
-        let nibble = (number >> (4 * at) & 0xf) as u8;
-        *place = if nibble < 10 { b'0' + nibble } else { b'a' - 10 + nibble };
-    }
-    digits
+    // All sixteen at once: first each nibble into a byte of its own, then the digit for each byte.
+    let mut nibbles = u128::from(number);
+    nibbles = (nibbles | nibbles << 32) & 0x0000_0000_ffff_ffff_0000_0000_ffff_ffff;
+    nibbles = (nibbles | nibbles << 16) & 0x0000_ffff_0000_ffff_0000_ffff_0000_ffff;
+    nibbles = (nibbles | nibbles << 8) & 0x00ff_00ff_00ff_00ff_00ff_00ff_00ff_00ff;
+    nibbles = (nibbles | nibbles << 4) & 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f;
+    nibbles.to_be_bytes().map(|nibble| if nibble < 10 { b'0' + nibble } else { b'a' - 10 + nibble })
 }
 
 fn hex128(number: u128) -> [u8; 32] {
