@@ -113,7 +113,7 @@ impl Load {
     pub async fn run(&self, seconds: u32, scratch: &Path) -> Result<Outcome> {
         match self {
             Self::Wrk { url, host, connections, script } => {
-                let mut command = Command::new("wrk");
+                let mut command = guarded("wrk");
                 command.args(["-t1", "--latency", "--timeout", "10s"]);
                 command.arg(format!("-c{connections}")).arg(format!("-d{seconds}s"));
                 command.arg("-H").arg(format!("Host: {host}"));
@@ -125,7 +125,7 @@ impl Load {
             }
             Self::H2load { url, host, connections, streams, headers, body } => {
                 let log = scratch.join("h2load.log");
-                let mut command = Command::new("h2load");
+                let mut command = guarded("h2load");
                 command.arg("-t1").arg(format!("-c{connections}")).arg(format!("-m{streams}"));
                 command.arg(format!("-D{seconds}")).arg("--log-file").arg(&log);
                 command.arg("-H").arg(format!(":authority: {host}"));
@@ -144,8 +144,15 @@ impl Load {
     }
 }
 
+/// A program that ends with the runner, even when the runner is killed without a word.
+fn guarded(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
+}
+
 async fn output(command: &mut Command) -> Result<String> {
-    let name = command.as_std().get_program().to_string_lossy().into_owned();
+    let name = command.as_std().get_args().nth(3).unwrap_or_default().to_string_lossy().into_owned();
     let output = command
         .stdin(Stdio::null())
         .kill_on_drop(true)
