@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use mesh::core::yaml::parse_objects;
 use mesh::policy::ratelimit::{Key, Rate, RateLimitLayer};
-use mesh::{AccessLogTo, LogFormat, Mesh};
+use mesh::{AccessLogTo, Driver, LogFormat, Mesh};
 use tokio::net::TcpListener;
 use tower::{Layer as _, Service};
 use tower_http::trace::{DefaultMakeSpan, DefaultOnResponse, TraceLayer};
@@ -28,12 +28,11 @@ use crate::args::Variant;
 const REQUESTS_PER_SECOND: u32 = 10_000_000;
 
 /// Rules of which the last admits what is called.
-const RULES: usize = 10;
+pub const RULES: usize = 10;
 
 pub(super) async fn run(listen: SocketAddr, variant: Variant, log: &Path) -> Result<()> {
     let listener = TcpListener::bind(listen).await.with_context(|| listen.to_string())?;
-    let body = "x".repeat(100);
-    let app = Router::new().route("/reviews/{id}", get(async || body));
+    let app = app();
     match variant {
         Variant::Alone => serve(listener, app).await,
         Variant::TraceLayer => {
@@ -53,21 +52,41 @@ pub(super) async fn run(listen: SocketAddr, variant: Variant, log: &Path) -> Res
                 Variant::LayersLog => AccessLogTo::File(log.to_owned()),
                 _ => AccessLogTo::Off,
             };
-            let objects = parse_objects("policy.yaml", &policy());
-            let objects = objects.map_err(|wrong| anyhow::anyhow!("{wrong:?}"))?;
-            let (mesh, driver) = Mesh::builder().objects(objects).access_log(log, LogFormat::Json).build()?;
+            let (mesh, driver) = mesh(log)?;
             tokio::spawn(driver.run());
             let never = std::future::pending();
             if variant == Variant::LayersLimit {
-                let rate = Rate::new(REQUESTS_PER_SECOND, Duration::from_secs(1))?;
-                let limited = RateLimitLayer::new(rate, Key::Everybody).layer(app);
-                mesh.serve(listener, limited, never).await;
+                mesh.serve(listener, rate_limit()?.layer(app), never).await;
             } else {
                 mesh.serve(listener, app, never).await;
             }
             Ok(())
         }
     }
+}
+
+/// What answers: a hundred bytes, to a path with a parameter.
+pub fn app() -> Router {
+    let body = "x".repeat(100);
+    Router::new().route("/reviews/{id}", get(async || body))
+}
+
+/// A mesh with [`RULES`] rules, which has to be run.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn mesh(log: AccessLogTo) -> Result<(Mesh, Driver)> {
+    let objects = parse_objects("policy.yaml", &policy());
+    let objects = objects.map_err(|wrong| anyhow::anyhow!("{wrong:?}"))?;
+    Ok(Mesh::builder().objects(objects).access_log(log, LogFormat::Json).build()?)
+}
+
+/// A limit that is looked at each time and refuses nobody.
+///
+/// # Errors
+/// None: the rate is a good one.
+pub fn rate_limit() -> Result<RateLimitLayer> {
+    Ok(RateLimitLayer::new(Rate::new(REQUESTS_PER_SECOND, Duration::from_secs(1))?, Key::Everybody))
 }
 
 /// Nine rules for other paths, and one for the path that is called.

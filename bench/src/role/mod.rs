@@ -3,7 +3,7 @@
 mod backend;
 mod backend_h2;
 mod handshakes;
-mod layers;
+pub mod layers;
 pub mod open_loop;
 mod relay;
 mod tcp;
