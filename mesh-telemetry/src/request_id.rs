@@ -10,6 +10,7 @@
 //! assert_eq!(request_id::ensure(&mut headers, || 8), made);
 //! ```
 
+use bytes::Bytes;
 use http::header::Entry;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -17,6 +18,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is kept, in bytes; a longer one is replaced.
 pub const MAX_REQUEST_ID: usize = 128;
+
+/// How long a new id is, in bytes.
+pub(crate) const UUID_LEN: usize = 36;
 
 /// Whether a caller's request id is kept: one to [`MAX_REQUEST_ID`] visible ASCII characters.
 pub fn is_sane(id: &[u8]) -> bool {
@@ -26,34 +30,48 @@ pub fn is_sane(id: &[u8]) -> bool {
 /// The request's id: the one that it carries, if sane and the only one, else a new one, which is put
 /// into the headers. `draw` gives random numbers and is asked twice for a new id.
 pub fn ensure(headers: &mut HeaderMap, mut draw: impl FnMut() -> u64) -> HeaderValue {
+    ensure_with(headers, || Bytes::from_owner(uuid_text(draw(), draw())))
+}
+
+/// [`ensure`], where somebody else makes the text of a new id.
+pub(crate) fn ensure_with(headers: &mut HeaderMap, make: impl FnOnce() -> Bytes) -> HeaderValue {
     match headers.entry(REQUEST_ID_HEADER) {
         Entry::Occupied(mut found) => {
             let first = found.get();
             if is_sane(first.as_bytes()) && found.iter().nth(1).is_none() {
                 return first.clone();
             }
-            let id = uuid(draw(), draw());
+            let id = value(make());
             // Replaces every value, not only the first.
             found.insert(id.clone());
             id
         }
-        Entry::Vacant(place) => place.insert(uuid(draw(), draw())).clone(),
+        Entry::Vacant(place) => place.insert(value(make())).clone(),
     }
 }
 
 /// A version 4 UUID (RFC 9562) of two random numbers.
 pub fn uuid(high: u64, low: u64) -> HeaderValue {
+    value(Bytes::from_owner(uuid_text(high, low)))
+}
+
+/// The characters of [`uuid`].
+pub(crate) fn uuid_text(high: u64, low: u64) -> [u8; UUID_LEN] {
     let high = (high & !0xf000) | 0x4000;
     let low = (low & !(0b11 << 62)) | (0b10 << 62);
     let mut digits = crate::trace::hex(high).into_iter().chain(crate::trace::hex(low));
-    let mut text = [b'-'; 36];
+    let mut text = [b'-'; UUID_LEN];
     for (at, place) in text.iter_mut().enumerate() {
         if !matches!(at, 8 | 13 | 18 | 23) {
             *place = digits.next().unwrap_or(b'0');
         }
     }
+    text
+}
+
+fn value(text: Bytes) -> HeaderValue {
     // Hexadecimal digits and dashes are always a header value.
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+    HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@
 //!   code 0 and flag `DC`; one that leaves within the body with the answer's code and flag `DC`. An `Err`
 //!   from inside is recorded with code 0 and what the failure in it says, if there is one: whoever turns
 //!   errors into answers stands inside of this layer.
-//! - Trace context ([`crate::trace`]): continued or started, put into the request's headers and
-//!   extensions (with the feature `otel` as `opentelemetry::trace::SpanContext`, too).
-//! - `x-request-id` ([`crate::request_id`]): kept or made.
+//! - Trace context ([`crate::trace`]): continued or started, put into the request's headers (with the feature
+//!   `otel` into its extensions, too, as `opentelemetry::trace::SpanContext`).
+//! - `x-request-id` ([`request_id`](crate::request_id)): kept or made.
 //!
 //! Reads [`Facts`]: connection, route, upstream, failure; and [`Failure`] in the answer's extensions, which
 //! comes before the one in the facts. Writes: `Facts` where there are none (a request from nowhere in
@@ -42,6 +42,7 @@
 
 mod body;
 mod future;
+mod ids;
 mod record;
 
 pub use body::{Measured, Recorded};
@@ -59,7 +60,6 @@ use tower_service::Service;
 
 use crate::access_log::AccessLog;
 use crate::metrics::{Metrics, Recorder};
-use crate::request_id;
 use crate::trace::Tracing;
 use record::{Logged, Record};
 
@@ -190,20 +190,18 @@ where
             facts.clone().insert(&mut request);
             facts
         };
-        let request_id =
-            config.request_ids.then(|| request_id::ensure(request.headers_mut(), || (config.random)()));
-        let mut trace_id = None;
-        if let Some(tracing) = &config.tracing {
-            let hop = tracing.advance(request.headers_mut(), &mut || (config.random)());
-            trace_id = Some(hop.trace_id_hex());
-            #[cfg(feature = "otel")]
+        let (request_id, hop) =
+            ids::mark(request.headers_mut(), config.tracing.as_ref(), config.request_ids, &mut || {
+                (config.random)()
+            });
+        #[cfg(feature = "otel")]
+        if let Some(hop) = &hop {
             request.extensions_mut().insert(hop.span_context());
-            request.extensions_mut().insert(hop);
         }
-        let logged = config
-            .access_log
-            .is_on()
-            .then(|| Box::new(Logged::of(&request, (config.clock)(), request_id, trace_id)));
+        let logged = config.access_log.is_on().then(|| {
+            let trace_id = hop.map(|hop| hop.trace_id_hex());
+            Box::new(Logged::of(&request, (config.clock)(), request_id, trace_id))
+        });
         let mut record = Record::new(Arc::clone(config), facts, &request, logged);
         let request = request.map(|body| Measured::new(body, &mut record));
         ResponseFuture::new(self.inner.call(request), record)

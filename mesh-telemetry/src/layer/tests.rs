@@ -305,8 +305,7 @@ async fn readiness_is_the_inner_services() {
 async fn traces_and_request_ids_reach_the_service() {
     let layer = TelemetryLayer::new(metrics()).with_random(|| 9);
     call(&layer, get(), |request| {
-        let context = request.extensions().get::<TraceContext>().unwrap();
-        assert_eq!(TraceContext::extract(request.headers()).as_ref(), Some(context));
+        assert_eq!(TraceContext::extract(request.headers()).unwrap().span_id(), 9);
         assert_eq!(request.headers()["x-request-id"], "00000000-0000-4009-8000-000000000009");
         #[cfg(feature = "otel")]
         assert!(request.extensions().get::<opentelemetry::trace::SpanContext>().unwrap().is_valid());

@@ -36,11 +36,13 @@ mod otel;
 mod w3c;
 
 pub use b3::{B3_FLAGS, B3_PARENT_SPAN_ID, B3_SAMPLED, B3_SINGLE, B3_SPAN_ID, B3_TRACE_ID};
+pub(crate) use w3c::TRACEPARENT_LEN;
 pub use w3c::{MAX_TRACESTATE, MAX_TRACESTATE_MEMBERS, TRACEPARENT, TRACESTATE};
 
 use std::fmt;
 use std::ops::BitOr;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 
 /// How many of the traces that start here are sampled, in percent: Istio's default.
@@ -52,7 +54,7 @@ pub struct Formats(u8);
 
 /// Where in which trace a request is.
 ///
-/// Bounded in size, whatever came in. The layer puts it into the extensions of the request.
+/// Bounded in size, whatever came in. A service behind the layer reads its own with [`extract`](Self::extract).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext {
     trace_id: u128,
@@ -189,6 +191,13 @@ impl Tracing {
     ///
     /// `draw` gives random numbers: one for a child span, four or more for a new trace.
     pub fn advance(&self, headers: &mut HeaderMap, draw: &mut impl FnMut() -> u64) -> TraceContext {
+        let context = self.next(headers, draw);
+        context.inject(headers);
+        context
+    }
+
+    /// What [`advance`](Self::advance) writes, not yet written.
+    pub(crate) fn next(&self, headers: &HeaderMap, draw: &mut impl FnMut() -> u64) -> TraceContext {
         let incoming = Incoming::read(headers);
         let mut context = match incoming.context {
             Some(context) => match self.spans {
@@ -204,7 +213,6 @@ impl Tracing {
         if context.sampling == Sampling::Undecided {
             context.sampling = Sampling::of(self.samples(draw()));
         }
-        context.inject(headers);
         context
     }
 }
@@ -271,8 +279,22 @@ impl TraceContext {
 
     /// Writes it into `headers`, in the forms in which it travels.
     pub fn inject(&self, headers: &mut HeaderMap) {
+        self.inject_with(headers, self.new_traceparent(headers).map(Bytes::from_owner));
+    }
+
+    /// The text of the `traceparent` that has to be written; `None` where it is there already, or is not spoken.
+    pub(crate) fn new_traceparent(&self, headers: &HeaderMap) -> Option<[u8; TRACEPARENT_LEN]> {
+        if !self.formats.contains(Formats::W3C) {
+            return None;
+        }
+        let text = w3c::text(self);
+        (!w3c::says(headers, &text)).then_some(text)
+    }
+
+    /// [`inject`](Self::inject), with the text of [`new_traceparent`](Self::new_traceparent).
+    pub(crate) fn inject_with(&self, headers: &mut HeaderMap, traceparent: Option<Bytes>) {
         if self.formats.contains(Formats::W3C) {
-            w3c::write(self, headers);
+            w3c::write(self, traceparent, headers);
         }
         if self.formats.contains(Formats::B3_MULTI) {
             b3::write_multi(self, headers);

@@ -1,5 +1,6 @@
 //! W3C Trace Context, levels 1 and 2.
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{Formats, Incoming, Sampling, TraceContext, hex, hex128, unhex, unhex64};
@@ -17,6 +18,9 @@ pub const MAX_TRACESTATE_MEMBERS: usize = 32;
 const MAX_TRACESTATE_READ: usize = 8 * 1024;
 /// Members longer than this go first when `tracestate` is too long.
 const LONG_MEMBER: usize = 128;
+
+/// How long a `traceparent` of the version that is written is, in bytes.
+pub(crate) const TRACEPARENT_LEN: usize = 55;
 
 const SAMPLED: u8 = 1;
 const RANDOM: u8 = 2;
@@ -44,9 +48,9 @@ fn parse(value: &[u8]) -> Option<(u128, u64, u8)> {
     let version = unhex(value.get(..2)?, false)?;
     let rest = match (version, value.len()) {
         (0xff, _) => return None,
-        (0, 55) => None,
+        (0, TRACEPARENT_LEN) => None,
         (0, _) => return None,
-        _ => value.get(55),
+        _ => value.get(TRACEPARENT_LEN),
     };
     let dashes = [2, 35, 52].into_iter().all(|at| value.get(at) == Some(&b'-'));
     if !dashes || rest.is_some_and(|b| *b != b'-') {
@@ -117,7 +121,8 @@ fn is_member(member: &[u8]) -> bool {
     key_ok && (1..=256).contains(&value.len()) && value.iter().all(value_byte)
 }
 
-pub(super) fn write(context: &TraceContext, headers: &mut HeaderMap) {
+/// The `traceparent` of a context.
+pub(super) fn text(context: &TraceContext) -> [u8; TRACEPARENT_LEN] {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     let digits = hex128(context.trace_id);
     let flags = u8::from(context.is_sampled()) * SAMPLED + u8::from(context.random) * RANDOM;
@@ -127,7 +132,18 @@ pub(super) fn write(context: &TraceContext, headers: &mut HeaderMap) {
             *place = *byte;
         }
     }
-    if let Ok(value) = HeaderValue::from_bytes(&text) {
+    text
+}
+
+/// Whether the headers say just that already.
+pub(super) fn says(headers: &HeaderMap, text: &[u8]) -> bool {
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    values.next().is_some_and(|value| value.as_bytes() == text) && values.next().is_none()
+}
+
+/// Writes a context; `parent` is its [`text`], `None` where the headers have it.
+pub(super) fn write(context: &TraceContext, parent: Option<Bytes>, headers: &mut HeaderMap) {
+    if let Some(value) = parent.and_then(|parent| HeaderValue::from_maybe_shared(parent).ok()) {
         headers.insert(TRACEPARENT, value);
     }
     match &context.tracestate {
