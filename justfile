@@ -88,6 +88,10 @@ demo:
 bench *ARGS:
     bench/run {{ ARGS }}
 
+# The pure decisions on their own, or those that a word names, such as `route`. Not part of `all`.
+bench-decisions *ARGS:
+    cargo bench -p mesh-bench --bench decisions -- {{ ARGS }}
+
 # Licences, advisories and sources of the dependencies. Needs cargo-deny; not part of `all`.
 deny:
     cargo deny --all-features check

@@ -89,8 +89,8 @@ pub fn rate_limit() -> Result<RateLimitLayer> {
     Ok(RateLimitLayer::new(Rate::new(REQUESTS_PER_SECOND, Duration::from_secs(1))?, Key::Everybody))
 }
 
-/// Nine rules for other paths, and one for the path that is called.
-fn policy() -> String {
+/// Nine rules for other paths, and one for the path that is called, as YAML.
+pub fn policy() -> String {
     let others = (1..RULES)
         .map(|n| format!("  - to: [{{operation: {{methods: [GET], paths: [\"/other-{n}/*\"]}}}}]\n"))
         .collect::<String>();
