@@ -21,6 +21,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -113,6 +114,7 @@ pub enum Transport {
 #[derive(Debug, Clone)]
 pub struct PeerIdentity {
     id: SpiffeId,
+    digest: u64,
     not_after: Option<SystemTime>,
     fingerprint: Option<[u8; 32]>,
 }
@@ -195,7 +197,9 @@ struct Record {
 impl PeerIdentity {
     /// A verified identity, nothing else known of its certificate.
     pub fn new(id: SpiffeId) -> Self {
-        Self { id, not_after: None, fingerprint: None }
+        let mut hasher = DefaultHasher::new();
+        id.hash(&mut hasher);
+        Self { id, digest: hasher.finish(), not_after: None, fingerprint: None }
     }
 
     /// Adds what the certificate says: until when it is valid, and its SHA-256 fingerprint.
@@ -209,6 +213,12 @@ impl PeerIdentity {
     /// The SPIFFE ID.
     pub fn id(&self) -> &SpiffeId {
         &self.id
+    }
+
+    /// A hash of the SPIFFE ID, the same for all connections of one identity: taken once, so that a table can be
+    /// looked into for each request without reading the text. Equal ones need not be of one identity.
+    pub fn digest(&self) -> u64 {
+        self.digest
     }
 
     /// Until when the certificate is valid.

@@ -49,7 +49,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use series::{Histogram, HttpSeries, Interned, TcpSeries};
+use series::{CONNECTION_SLOTS, Histogram, HttpSeries, Interned, REQUEST_SLOTS, TcpSeries};
 
 /// How many label sets requests may have, and how many connections may have, beside the overflown ones.
 ///
@@ -207,8 +207,8 @@ impl MetricsBuilder {
     pub fn build(mut self) -> Metrics {
         let families = Arc::new(Families {
             own: self.own,
-            http: Interned::new(self.label_budget),
-            tcp: Interned::new(self.label_budget),
+            http: Interned::new(self.label_budget, REQUEST_SLOTS),
+            tcp: Interned::new(self.label_budget, CONNECTION_SLOTS),
             overflows: AtomicU64::new(0),
             overflow_told: AtomicBool::new(false),
             build: self.build,

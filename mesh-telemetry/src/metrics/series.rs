@@ -40,9 +40,13 @@ pub const BUCKETS: [f64; 19] = [
 /// overflow, too.
 pub const MAX_OVERFLOW_SETS: usize = 256;
 
-/// Places in the cache of each family. A place that is taken by another key costs a look into the table
-/// of label sets, nothing else.
-const CACHE_SLOTS: usize = 1024;
+/// Places in the cache of request series: twice as many as there are label sets by default. A key that finds its
+/// places taken by others costs a look into the table of label sets, nothing else.
+pub(super) const REQUEST_SLOTS: usize = 4096;
+/// The same for connection series, which are looked for once a connection.
+pub(super) const CONNECTION_SLOTS: usize = 256;
+/// In how many places a key is looked for, one after the other.
+const PROBES: usize = 4;
 
 /// A histogram of atomics: an observation takes no lock.
 #[derive(Debug, Default)]
@@ -131,15 +135,17 @@ impl From<Arc<Labels>> for TcpSeries {
     }
 }
 
-/// Everything that determines a set of labels, as addresses of shared values and one number.
+/// Everything that determines a set of labels, but for the peer: as addresses of shared values and one number.
 ///
 /// An address stands for its value only while nobody else can get it: the entry that keeps a key keeps
 /// weak references to the values, and an allocation is not given back before its last weak reference.
+///
+/// The peer is told by its identity, which its connections do not share: there may be thousands of one identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Key {
     direction: Direction,
     own: usize,
-    peer: usize,
+    peer: u64,
     labels: usize,
     cluster: usize,
     outcome: u64,
@@ -148,10 +154,11 @@ struct Key {
 #[derive(Debug)]
 struct Slot<S> {
     key: Key,
+    peer: Option<Arc<PeerIdentity>>,
     series: Arc<S>,
     /// Whether records through here count as overflown.
     overflown: bool,
-    _pins: (Weak<OwnWorkload>, Weak<PeerIdentity>, Weak<WorkloadLabels>, Weak<Cluster>),
+    pins: (Weak<OwnWorkload>, Option<Weak<WorkloadLabels>>, Option<Weak<Cluster>>),
 }
 
 struct Table<S> {
@@ -198,27 +205,45 @@ fn address<T>(value: Option<&Arc<T>>) -> usize {
     value.map_or(0, |v| Arc::as_ptr(v).addr())
 }
 
-fn pin<T>(value: Option<&Arc<T>>) -> Weak<T> {
-    value.map_or_else(Weak::new, Arc::downgrade)
+fn is_gone<T>(value: &Weak<T>) -> bool {
+    value.strong_count() == 0
 }
 
 impl Key {
     /// Spreads keys over the cache: a multiplicative hash of a few words.
-    fn slot(&self) -> usize {
+    fn mixed(&self) -> usize {
         let mut mixed = self.outcome;
-        for word in [self.own, self.peer, self.labels, self.cluster] {
-            // Addresses are aligned: their low bits say nothing.
-            mixed = (mixed.rotate_left(23) ^ (word as u64 >> 4)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        // Addresses are aligned: their low bits say nothing.
+        let addresses = [self.own, self.labels, self.cluster].map(|address| address as u64 >> 4);
+        for word in addresses.into_iter().chain([self.peer]) {
+            mixed = (mixed.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         }
-        (mixed >> 40) as usize % CACHE_SLOTS
+        (mixed >> 40) as usize
+    }
+}
+
+impl<S> Slot<S> {
+    fn is_of(&self, key: &Key, peer: Option<&Arc<PeerIdentity>>) -> bool {
+        self.key == *key
+            && match (&self.peer, peer) {
+                (None, None) => true,
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a.id() == b.id(),
+                _ => false,
+            }
+    }
+
+    /// Whether it can never be found again: something that its key names is gone.
+    fn is_dead(&self) -> bool {
+        let (own, labels, cluster) = &self.pins;
+        is_gone(own) || labels.as_ref().is_some_and(is_gone) || cluster.as_ref().is_some_and(is_gone)
     }
 }
 
 impl<S: From<Arc<Labels>>> Interned<S> {
-    pub(super) fn new(budget: usize) -> Self {
+    pub(super) fn new(budget: usize, slots: usize) -> Self {
         Self {
             budget,
-            cache: (0..CACHE_SLOTS).map(|_| ArcSwapOption::empty()).collect(),
+            cache: (0..slots).map(|_| ArcSwapOption::empty()).collect(),
             table: Mutex::new(Table { sets: HashMap::new(), all: Vec::new(), overflow_sets: 0 }),
         }
     }
@@ -235,25 +260,38 @@ impl<S: From<Arc<Labels>>> Interned<S> {
         let key = Key {
             direction: facts.connection().direction(),
             own: address(Some(own)),
-            peer: address(parties.peer),
+            peer: parties.peer.map_or(0, |peer| peer.digest()),
             labels: address(parties.labels),
             cluster: address(parties.cluster),
             outcome: outcome.packed(),
         };
-        let place = self.cache.get(key.slot());
-        if let Some(slot) = place.map(ArcSwapOption::load)
-            && let Some(slot) = &*slot
-            && slot.key == key
-        {
-            return (with(&slot.series), slot.overflown);
+        for place in self.places(&key) {
+            let slot = place.load();
+            let Some(slot) = &*slot else { break };
+            if slot.is_of(&key, parties.peer) {
+                return (with(&slot.series), slot.overflown);
+            }
         }
         let (series, overflown) = self.intern(Labels::of(own, facts, outcome));
         let result = with(&series);
-        if let Some(place) = place {
-            let _pins = (Arc::downgrade(own), pin(parties.peer), pin(parties.labels), pin(parties.cluster));
-            place.store(Some(Arc::new(Slot { key, series, overflown, _pins })));
+        let free = self.places(&key).find(|place| place.load().as_ref().is_none_or(|slot| slot.is_dead()));
+        if let Some(place) = free.or_else(|| self.places(&key).next()) {
+            let pins = (
+                Arc::downgrade(own),
+                parties.labels.map(Arc::downgrade),
+                parties.cluster.map(Arc::downgrade),
+            );
+            let peer = parties.peer.cloned();
+            place.store(Some(Arc::new(Slot { key, peer, series, overflown, pins })));
         }
         (result, overflown)
+    }
+
+    /// Where `key` may be, in the order in which it is looked for.
+    fn places(&self, key: &Key) -> impl Iterator<Item = &ArcSwapOption<Slot<S>>> {
+        let first = key.mixed();
+        let slots = self.cache.len();
+        (0..PROBES).filter_map(move |n| self.cache.get(first.wrapping_add(n).checked_rem(slots)?))
     }
 
     fn intern(&self, labels: Labels) -> (Arc<S>, bool) {
@@ -299,5 +337,84 @@ impl<S: From<Arc<Labels>>> Table<S> {
 impl<S> fmt::Debug for Interned<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Interned").field("budget", &self.budget).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_core::facts::Connection;
+    use mesh_core::identity::SpiffeId;
+
+    /// A request of `account`, on a connection of its own.
+    fn call(account: usize) -> Facts {
+        let id: SpiffeId = format!("spiffe://cluster.local/ns/default/sa/{account}").parse().unwrap();
+        Facts::new(Connection::builder().peer(PeerIdentity::new(id)).build())
+    }
+
+    fn entries(all: &Interned<HttpSeries>) -> Vec<Arc<Slot<HttpSeries>>> {
+        all.cache.iter().filter_map(ArcSwapOption::load_full).collect()
+    }
+
+    /// However many connections an identity has, the table is asked once for each of its series.
+    #[test]
+    fn connections_of_one_identity_share_what_was_found() {
+        let all = Interned::<HttpSeries>::new(10, REQUEST_SLOTS);
+        let own = Arc::new(OwnWorkload::default());
+        for n in 0..3 {
+            all.find(&own, &call(n), Outcome::http(200), |_| ());
+        }
+        let first = entries(&all);
+        assert_eq!(first.len(), 3);
+        for n in 0..5_000 {
+            let (peer, _) =
+                all.find(&own, &call(n % 3), Outcome::http(200), |s| s.labels.get("source_principal"));
+            assert_eq!(peer, Some(format!("spiffe://cluster.local/ns/default/sa/{}", n % 3)));
+        }
+        let last = entries(&all);
+        assert!(first.len() == last.len() && first.iter().zip(&last).all(|(a, b)| Arc::ptr_eq(a, b)));
+    }
+
+    /// More identities than there are places: each still gets its own series.
+    #[test]
+    fn a_full_cache_loses_nothing() {
+        let all = Interned::<HttpSeries>::new(100, 8);
+        let own = Arc::new(OwnWorkload::default());
+        for round in 1..=2 {
+            for n in 0..100 {
+                let (count, overflown) = all.find(&own, &call(n), Outcome::http(200), |series| {
+                    series.requests.fetch_add(1, Ordering::Relaxed) + 1
+                });
+                assert_eq!((count, overflown), (round, false), "{n}");
+            }
+        }
+        assert_eq!(all.all().len(), 100);
+        assert!(entries(&all).len() <= 8);
+    }
+
+    /// What a new configuration has made useless gives way.
+    #[test]
+    fn places_of_what_is_gone_are_used_again() {
+        let all = Interned::<HttpSeries>::new(100, PROBES);
+        for _ in 0..3 {
+            let own = Arc::new(OwnWorkload::default());
+            for n in 0..PROBES {
+                all.find(&own, &call(n), Outcome::http(200), |_| ());
+            }
+            assert_eq!(entries(&all).iter().filter(|slot| !slot.is_dead()).count(), PROBES);
+        }
+    }
+
+    /// A hash may be the same for two identities, and then they are told apart by their names.
+    #[test]
+    fn an_identity_is_compared_by_its_text() {
+        let (a, b) = (call(1), call(2));
+        let key = Key { direction: Direction::Inbound, own: 0, peer: 7, labels: 0, cluster: 0, outcome: 0 };
+        let series =
+            Arc::new(HttpSeries::from(Arc::new(Labels::of(&OwnWorkload::default(), &a, Outcome::http(200)))));
+        let pins = (Weak::new(), None, None);
+        let slot = Slot { key, peer: a.connection().peer().cloned(), series, overflown: false, pins };
+        assert!(slot.is_of(&key, a.connection().peer()) && slot.is_of(&key, call(1).connection().peer()));
+        assert!(!slot.is_of(&key, b.connection().peer()) && !slot.is_of(&key, None));
     }
 }
