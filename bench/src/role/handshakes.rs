@@ -9,11 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use mesh_test::ca::{Leaf, TestCa};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientConfig, Resumption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
@@ -69,54 +66,14 @@ pub(super) async fn run(to: SocketAddr, ca: &Path, concurrency: usize, seconds: 
 fn client_config(leaf: &Leaf) -> Result<Arc<ClientConfig>> {
     let provider =
         CryptoProvider { kx_groups: vec![aws_lc_rs::kx_group::X25519], ..aws_lc_rs::default_provider() };
-    let anybody = Anybody(provider.signature_verification_algorithms.supported_schemes());
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(anybody))
+        // Who it talks to is of its own making: to check would make the load slower and measure nothing.
+        .with_custom_certificate_verifier(mesh_test::tls::any_server())
         .with_client_auth_cert(leaf.chain.clone(), leaf.key.clone_key())?;
     config.alpn_protocols =
         ["istio-http/1.1", "istio", "http/1.1"].map(|name| name.as_bytes().to_vec()).to_vec();
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
-}
-
-/// Takes any server: this client is a load, and who it talks to is of its own making. To check would make it slower
-/// and measure nothing.
-#[derive(Debug)]
-struct Anybody(Vec<SignatureScheme>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.clone()
-    }
 }
