@@ -14,6 +14,7 @@ pub mod role;
 pub mod run;
 pub mod scenario;
 pub mod stage;
+mod stale;
 pub mod stats;
 pub mod template;
 

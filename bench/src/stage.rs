@@ -68,7 +68,9 @@ impl Stage {
         if !peer_files.is_dir() {
             bail!("{} is not there; name the folder with --peer-files", peer_files.display());
         }
-        let dir = tempfile::Builder::new().prefix("mesh-bench.").tempdir().context("a temporary folder")?;
+        crate::stale::clean(&std::env::temp_dir());
+        let prefix = crate::stale::prefix(std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().context("a temporary folder")?;
         let ca = TestCa::new();
         ca.write_dev_ca(dir.path().join("ca"));
         Ok(Self {
