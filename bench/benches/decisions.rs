@@ -147,6 +147,15 @@ fn record(c: &mut Criterion) {
             });
         });
     }
+    // Each with a certificate of its own, as mTLS has it.
+    let many: Vec<Facts> = (0..2_000).map(|_| Facts::new(inbound())).collect();
+    let mut all = many.iter().cycle();
+    group.bench_function("inbound, 2000 connections", |b| {
+        b.iter(|| {
+            let facts = all.next().expect("it has no end");
+            recorder.request(facts, Outcome::http(200), Duration::from_micros(740), 0, 100);
+        });
+    });
     group.finish();
 }
 
