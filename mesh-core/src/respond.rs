@@ -41,7 +41,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header};
+use http::{HeaderMap, HeaderName, Request, Response, header};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -146,8 +146,10 @@ where
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let facts = Facts::of_or_insert(&mut request);
         let grpc = is_grpc(request.headers());
-        strip(request.headers_mut());
-        let size = head_bytes(&request);
+        let (size, forged) = measure(&request);
+        if forged {
+            strip(request.headers_mut());
+        }
         let too_large = (size > self.max_head).then(|| {
             let detail = format!("{size} bytes of URI and headers, where {} are allowed", self.max_head);
             Failure::new(FailureCode::HeadersTooLarge).detail(detail)
@@ -213,11 +215,19 @@ fn finish<R>(
     response
 }
 
-/// What a request's URI and headers come to, in bytes.
-fn head_bytes<A>(request: &Request<A>) -> usize {
-    let uri = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
-    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
-    uri + headers.sum::<usize>()
+/// What a request's URI and headers come to, in bytes, and whether there is something to [`strip`].
+fn measure<A>(request: &Request<A>) -> (usize, bool) {
+    let mut size = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
+    let mut forged = false;
+    for (name, value) in request.headers() {
+        size += name.as_str().len() + value.len();
+        forged |= is_own(name);
+    }
+    (size, forged)
+}
+
+fn is_own(name: &HeaderName) -> bool {
+    *name == REASON_HEADER || *name == DETAIL_HEADER
 }
 
 /// Removes what nobody but the mesh may say.
@@ -228,7 +238,7 @@ fn strip(headers: &mut HeaderMap) {
 
 /// Believes the failure headers of a response only from a verified sidecar.
 fn receive(headers: &mut HeaderMap, facts: &Facts) {
-    if headers.get(REASON_HEADER).is_none() && headers.get(DETAIL_HEADER).is_none() {
+    if !headers.keys().any(is_own) {
         return;
     }
     let verified = facts.connection().direction() == Direction::Outbound

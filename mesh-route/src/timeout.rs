@@ -74,8 +74,10 @@ pin_project! {
     /// A body that must end in time.
     struct Timed {
         inner: Body,
+        deadline: Instant,
+        // Made when the body has to be waited for; most are there with the head.
         #[pin]
-        sleep: Sleep,
+        sleep: Option<Sleep>,
         limit: Duration,
         over: bool,
     }
@@ -173,7 +175,7 @@ where
                         if inner.is_end_stream() {
                             return inner;
                         }
-                        Body::new(Timed { inner, sleep: sleep_until(deadline), limit, over: false })
+                        Body::new(Timed { inner, deadline, sleep: None, limit, over: false })
                     }))
                 }
                 (result, _) => result.map_err(Into::into),
@@ -192,14 +194,17 @@ impl HttpBody for Timed {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.project();
+        let mut this = self.project();
         if *this.over {
             return Poll::Ready(None);
         }
         if let Poll::Ready(frame) = Pin::new(&mut *this.inner).poll_frame(cx) {
             return Poll::Ready(frame);
         }
-        if this.sleep.poll(cx).is_pending() {
+        if this.sleep.is_none() {
+            this.sleep.set(Some(sleep_until(*this.deadline)));
+        }
+        if this.sleep.as_pin_mut().is_some_and(|sleep| sleep.poll(cx).is_pending()) {
             return Poll::Pending;
         }
         *this.over = true;

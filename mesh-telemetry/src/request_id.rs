@@ -59,14 +59,12 @@ pub fn uuid(high: u64, low: u64) -> HeaderValue {
 pub(crate) fn uuid_text(high: u64, low: u64) -> [u8; UUID_LEN] {
     let high = (high & !0xf000) | 0x4000;
     let low = (low & !(0b11 << 62)) | (0b10 << 62);
-    let mut digits = crate::trace::hex(high).into_iter().chain(crate::trace::hex(low));
-    let mut text = [b'-'; UUID_LEN];
-    for (at, place) in text.iter_mut().enumerate() {
-        if !matches!(at, 8 | 13 | 18 | 23) {
-            *place = digits.next().unwrap_or(b'0');
-        }
-    }
-    text
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = crate::trace::hex(high);
+    let [q, r, s, t, u, v, w, x, y, z, aa, bb, cc, dd, ee, ff] = crate::trace::hex(low);
+    [
+        a, b, c, d, e, f, g, h, b'-', i, j, k, l, b'-', m, n, o, p, b'-', q, r, s, t, b'-', u, v, w, x, y, z,
+        aa, bb, cc, dd, ee, ff,
+    ]
 }
 
 fn value(text: Bytes) -> HeaderValue {

@@ -105,10 +105,36 @@ fn bad(error: impl Into<mesh_core::body::BoxError>) -> Failure {
     Failure::new(FailureCode::BadRequest).detail("the request's authority is not one").source(error)
 }
 
+/// What of a head concerns one connection only.
+#[derive(Debug, Clone, Copy, Default)]
+struct Own {
+    connection: bool,
+    hop_by_hop: bool,
+    upgrade: bool,
+    te: bool,
+}
+
+impl Own {
+    /// Looks at each name once: most heads have none of these, and asking for each would be a dozen lookups.
+    fn of(headers: &HeaderMap) -> Self {
+        let mut own = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "connection" => own.connection = true,
+                "upgrade" => own.upgrade = true,
+                "te" => own.te = true,
+                name => own.hop_by_hop |= HOP_BY_HOP.iter().any(|hop| hop.as_str() == name),
+            }
+        }
+        own
+    }
+}
+
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1). `te: trailers` stays, because it is
 /// true of this hop, too, and gRPC servers insist on it. `keep_upgrade` leaves `upgrade`.
 pub(super) fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {
-    if headers.contains_key(CONNECTION) {
+    let own = Own::of(headers);
+    if own.connection {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
@@ -125,13 +151,15 @@ pub(super) fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {
         }
         headers.remove(CONNECTION);
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
+    if own.hop_by_hop {
+        for name in &HOP_BY_HOP {
+            headers.remove(name);
+        }
     }
-    if !keep_upgrade {
+    if own.upgrade && !keep_upgrade {
         headers.remove(UPGRADE);
     }
-    if headers.contains_key(TE) {
+    if own.te {
         let trailers = headers.get_all(TE).iter().filter_map(|v| v.to_str().ok()).any(|v| {
             v.split(',')
                 .any(|t| t.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("trailers")))

@@ -89,12 +89,25 @@ fn holds(policy: &RetryPolicy, outcome: Outcome<'_>, idempotent: bool) -> bool {
             on.has(Condition::Reset) || on.has(Condition::FiveXx) || on.has(Condition::GatewayError)
         }
         Outcome::Reset | Outcome::TimedOut => idempotent,
-        Outcome::Answer(_, headers) if headers.contains_key(RATE_LIMITED) => {
-            may && on.has(Condition::EnvoyRateLimited)
+        Outcome::Answer(status, headers) => {
+            let limited = may && on.has(Condition::EnvoyRateLimited);
+            let holds = (may && answer(policy, status)) || grpc(policy, headers);
+            // The header is looked for only where it could change something.
+            if limited || holds {
+                return if headers.contains_key(RATE_LIMITED) { limited } else { holds };
+            }
+            false
         }
-        Outcome::Answer(status, headers) => grpc(policy, headers) || (may && answer(policy, status)),
     }
 }
+
+const GRPC_CONDITIONS: [Condition; 5] = [
+    Condition::Cancelled,
+    Condition::DeadlineExceeded,
+    Condition::Internal,
+    Condition::ResourceExhausted,
+    Condition::Unavailable,
+];
 
 fn answer(policy: &RetryPolicy, status: StatusCode) -> bool {
     let on = &policy.retry_on;
@@ -106,6 +119,9 @@ fn answer(policy: &RetryPolicy, status: StatusCode) -> bool {
 
 /// A call that failed in its headers, before any message.
 fn grpc(policy: &RetryPolicy, headers: &HeaderMap) -> bool {
+    if !GRPC_CONDITIONS.iter().any(|condition| policy.retry_on.has(*condition)) {
+        return false;
+    }
     let code = headers.get(GRPC_STATUS).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let condition = match code.map(GrpcCode) {
         Some(GrpcCode::CANCELLED) => Condition::Cancelled,

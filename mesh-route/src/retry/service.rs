@@ -319,8 +319,8 @@ impl<S> Running<S> {
     /// shutting down, or has no connection to the application.
     fn never_arrived(&self, response: &Response<Body>) -> bool {
         let verified = self.attempt.upstream().is_some_and(|u| u.peer.is_some());
-        let reason = response.headers().get(REASON_HEADER).filter(|_| verified);
-        reason.and_then(FailureCode::from_header).is_some_and(|code| code.spec().unsent)
+        let reason = || response.headers().get(REASON_HEADER).and_then(FailureCode::from_header);
+        verified && reason().is_some_and(|code| code.spec().unsent)
     }
 
     fn next_request(&mut self) -> Option<Request<Body>> {

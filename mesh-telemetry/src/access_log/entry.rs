@@ -97,42 +97,42 @@ impl<'a> Entry<'a> {
         time::push(out, self.start);
         out.push(b'"');
         let mut line = Json(out);
-        line.string("method", self.method.map(str::as_bytes), MAX_FIELD);
-        line.string("path", self.path, MAX_PATH);
-        line.string("protocol", self.protocol.map(str::as_bytes), MAX_FIELD);
-        line.number("response_code", Some(self.response_code.into()));
-        line.string("response_flags", Some(self.response_flags.as_bytes()), MAX_FIELD);
-        line.built("response_code_details", |o| self.code_details(o));
-        line.string("connection_termination_details", self.termination(), MAX_FIELD);
-        line.built("upstream_transport_failure_reason", |o| self.transport_failure(o));
-        line.number("bytes_received", Some(self.bytes_received));
-        line.number("bytes_sent", Some(self.bytes_sent));
-        line.number("duration", Some(millis(self.duration)));
-        line.number("upstream_service_time", self.upstream_service_time.map(millis));
-        line.string("x_forwarded_for", self.x_forwarded_for, MAX_FIELD);
-        line.string("user_agent", self.user_agent, MAX_FIELD);
-        line.string("request_id", self.request_id, MAX_FIELD);
-        line.string("authority", self.authority, MAX_FIELD);
-        line.built("upstream_host", |o| self.upstream_host(o));
-        line.built("upstream_cluster", |o| self.upstream_cluster(o));
-        line.string("upstream_local_address", None, MAX_FIELD);
-        line.built("downstream_local_address", |o| self.local_address(o));
-        line.built("downstream_remote_address", |o| self.remote_address(o));
-        line.string("requested_server_name", self.server_name(), MAX_FIELD);
-        line.string("route_name", self.route_name(), MAX_FIELD);
+        line.string(key!("method"), self.method.map(str::as_bytes), MAX_FIELD);
+        line.string(key!("path"), self.path, MAX_PATH);
+        line.string(key!("protocol"), self.protocol.map(str::as_bytes), MAX_FIELD);
+        line.number(key!("response_code"), Some(self.response_code.into()));
+        line.string(key!("response_flags"), Some(self.response_flags.as_bytes()), MAX_FIELD);
+        line.built(key!("response_code_details"), |o| self.code_details(o));
+        line.string(key!("connection_termination_details"), self.termination(), MAX_FIELD);
+        line.built(key!("upstream_transport_failure_reason"), |o| self.transport_failure(o));
+        line.number(key!("bytes_received"), Some(self.bytes_received));
+        line.number(key!("bytes_sent"), Some(self.bytes_sent));
+        line.number(key!("duration"), Some(millis(self.duration)));
+        line.number(key!("upstream_service_time"), self.upstream_service_time.map(millis));
+        line.string(key!("x_forwarded_for"), self.x_forwarded_for, MAX_FIELD);
+        line.string(key!("user_agent"), self.user_agent, MAX_FIELD);
+        line.string(key!("request_id"), self.request_id, MAX_FIELD);
+        line.string(key!("authority"), self.authority, MAX_FIELD);
+        line.built(key!("upstream_host"), |o| self.upstream_host(o));
+        line.built(key!("upstream_cluster"), |o| self.upstream_cluster(o));
+        line.string(key!("upstream_local_address"), None, MAX_FIELD);
+        line.built(key!("downstream_local_address"), |o| self.local_address(o));
+        line.built(key!("downstream_remote_address"), |o| self.remote_address(o));
+        line.string(key!("requested_server_name"), self.server_name(), MAX_FIELD);
+        line.string(key!("route_name"), self.route_name(), MAX_FIELD);
 
-        line.string("reason", self.failure.map(|f| f.code().as_str().as_bytes()), MAX_FIELD);
+        line.string(key!("reason"), self.failure.map(|f| f.code().as_str().as_bytes()), MAX_FIELD);
         let explanation = self.failure.map(Failure::explanation).filter(|e| !e.is_empty());
         let detail = explanation.as_deref().map(str::as_bytes).or(self.upstream_detail);
-        line.string("detail", detail, MAX_EXPLANATION);
-        line.built("resource", |o| {
+        line.string(key!("detail"), detail, MAX_EXPLANATION);
+        line.built(key!("resource"), |o| {
             if let Some(resource) = self.failure.and_then(Failure::at_fault) {
                 o.extend_from_slice(resource.kind().as_bytes());
                 o.push(b' ');
                 o.extend_from_slice(resource.namespaced_name().as_bytes());
             }
         });
-        line.key("policies");
+        line.key(key!("policies"));
         line.0.push(b'[');
         for (at, policy) in self.policies().enumerate() {
             if at > 0 {
@@ -141,10 +141,10 @@ impl<'a> Entry<'a> {
             json_string(line.0, policy.as_bytes(), MAX_FIELD);
         }
         line.0.push(b']');
-        line.string("upstream_reason", self.upstream_reason.map(|c| c.as_str().as_bytes()), MAX_FIELD);
+        line.string(key!("upstream_reason"), self.upstream_reason.map(|c| c.as_str().as_bytes()), MAX_FIELD);
         let peer = self.facts.peer().map(|p| p.id().as_str().as_bytes());
-        line.string("source_principal", peer, MAX_FIELD);
-        line.string("trace_id", self.trace_id.map(<[u8; 32]>::as_slice), MAX_FIELD);
+        line.string(key!("source_principal"), peer, MAX_FIELD);
+        line.string(key!("trace_id"), self.trace_id.map(<[u8; 32]>::as_slice), MAX_FIELD);
         out.extend_from_slice(b"}\n");
     }
 
@@ -313,14 +313,21 @@ fn push_address(out: &mut Vec<u8>, address: SocketAddr) {
     push_port(out, address.port());
 }
 
+/// A member's key with all that stands around it, so that it is copied as one piece.
+macro_rules! key {
+    ($key:literal) => {
+        concat!(",\"", $key, "\":")
+    };
+}
+use key;
+
 /// The rest of an object that is open and has one member.
 struct Json<'a>(&'a mut Vec<u8>);
 
 impl Json<'_> {
+    /// Takes what [`key!`] makes.
     fn key(&mut self, key: &'static str) {
-        self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(key.as_bytes());
-        self.0.extend_from_slice(b"\":");
     }
 
     fn string(&mut self, key: &'static str, value: Option<&[u8]>, max: usize) {

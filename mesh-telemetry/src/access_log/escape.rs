@@ -45,12 +45,18 @@ fn is_plain(c: char) -> bool {
     !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}')
 }
 
+/// Whether a JSON string may hold `value` as it is. Looks at every byte, so that many are compared at once.
+fn is_plain_ascii(value: &[u8]) -> bool {
+    let plain = |b: u8| (b' '..=b'~').contains(&b) & (b != b'"') & (b != b'\\');
+    value.iter().fold(true, |all, b| all & plain(*b))
+}
+
 /// Appends `value` as a JSON string, at most `max` bytes of it, with `...` where it was cut. What is not
 /// UTF-8 becomes U+FFFD.
 pub(super) fn json_string(out: &mut Vec<u8>, value: &[u8], max: usize) {
     let (value, was_cut) = cut(value, max);
     out.push(b'"');
-    if value.iter().all(|b| matches!(b, b' '..=b'~') && !matches!(b, b'"' | b'\\')) {
+    if is_plain_ascii(value) {
         out.extend_from_slice(value);
     } else {
         for chunk in value.utf8_chunks() {

@@ -14,7 +14,7 @@
 //! no proxy can know which belongs to which.
 //!
 //! ```
-//! use http::{HeaderMap, HeaderValue};
+//! use http::{HeaderMap, HeaderName, HeaderValue};
 //! use tower_mesh_telemetry::trace::{TraceContext, Tracing};
 //!
 //! let mut headers = HeaderMap::new();
@@ -43,7 +43,7 @@ use std::fmt;
 use std::ops::BitOr;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// How many of the traces that start here are sampled, in percent: Istio's default.
 pub const DEFAULT_SAMPLING_PERCENT: f64 = 1.0;
@@ -224,6 +224,14 @@ fn not_zero(draw: &mut impl FnMut() -> u64) -> u64 {
 
 impl Incoming {
     fn read(headers: &HeaderMap) -> Self {
+        // Most requests that start a trace here carry none of the headers: told by one look at each name.
+        let tells = |name: &HeaderName| {
+            let name = name.as_str();
+            name.starts_with("x-b3-") || name == "traceparent" || name == "b3"
+        };
+        if !headers.keys().any(tells) {
+            return Self { context: None, sampling: Sampling::Undecided, formats: Formats::NONE };
+        }
         let (w3c, multi, single) = (w3c::read(headers), b3::read_multi(headers), b3::read_single(headers));
         let mut formats = Formats::NONE;
         for (found, format) in [
@@ -366,21 +374,24 @@ pub fn fuzz(data: &[u8]) {
 
 /// The sixteen hexadecimal digits of a number.
 pub(crate) fn hex(number: u64) -> [u8; 16] {
+    /// One in each byte.
+    const EACH: u128 = u128::from_ne_bytes([1; 16]);
     // All sixteen at once: first each nibble into a byte of its own, then the digit for each byte.
     let mut nibbles = u128::from(number);
     nibbles = (nibbles | nibbles << 32) & 0x0000_0000_ffff_ffff_0000_0000_ffff_ffff;
     nibbles = (nibbles | nibbles << 16) & 0x0000_ffff_0000_ffff_0000_ffff_0000_ffff;
     nibbles = (nibbles | nibbles << 8) & 0x00ff_00ff_00ff_00ff_00ff_00ff_00ff_00ff;
     nibbles = (nibbles | nibbles << 4) & 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f;
-    nibbles.to_be_bytes().map(|nibble| if nibble < 10 { b'0' + nibble } else { b'a' - 10 + nibble })
+    // A nibble of ten or more carries into its byte's upper half when six is added; no byte overflows.
+    let letters = ((nibbles + EACH * 6) >> 4) & EACH;
+    (nibbles + EACH * u128::from(b'0') + letters * u128::from(b'a' - b'0' - 10)).to_be_bytes()
 }
 
 fn hex128(number: u128) -> [u8; 32] {
     let mut digits = [b'0'; 32];
-    let halves = hex((number >> 64) as u64).into_iter().chain(hex(number as u64));
-    for (place, digit) in digits.iter_mut().zip(halves) {
-        *place = digit;
-    }
+    let (high, low) = digits.split_at_mut(16);
+    high.copy_from_slice(&hex((number >> 64) as u64));
+    low.copy_from_slice(&hex(number as u64));
     digits
 }
 
