@@ -70,10 +70,12 @@ impl Authority {
             return Err(InvalidAuthority("the host is longer than 253 bytes"));
         }
         let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-        if !name.bytes().all(ok) || name.split('.').any(str::is_empty) {
+        let labels = || !name.starts_with('.') && !name.ends_with('.') && !name.contains("..");
+        if !name.bytes().all(ok) || (name.as_bytes().contains(&b'.') && !labels()) {
             return Err(InvalidAuthority("the host holds what no host name has"));
         }
-        let ip = name.parse().ok();
+        // An IPv4 address begins with a digit, and an IPv6 address stands in brackets.
+        let ip = name.starts_with(|c: char| c.is_ascii_digit()).then(|| name.parse().ok()).flatten();
         Ok(Self { original: text.into(), name: name.to_ascii_lowercase().into(), port, ip })
     }
 
@@ -142,11 +144,18 @@ pub fn normal_path(path: &str) -> Result<Cow<'_, str>, InvalidPath> {
     if !matches!(path.as_bytes().first(), Some(b'/' | b'\\')) {
         return Err(InvalidPath("the path does not start with '/'"));
     }
-    if path.bytes().any(|b| b <= b' ' || b == 0x7f || b == b'#') {
-        return Err(InvalidPath("the path holds a control character, a space or '#'"));
+    let mut suspect = false;
+    let mut before = 0;
+    for b in path.bytes() {
+        if b <= b' ' || b == 0x7f || b == b'#' {
+            return Err(InvalidPath("the path holds a control character, a space or '#'"));
+        }
+        // Every segment of dots begins with one of these.
+        suspect |= b == b'\\' || (before == b'/' && matches!(b, b'.' | b'%'));
+        before = b;
     }
     let dots = |segment: &str| is_dot(segment) || is_dot_dot(segment);
-    if !path.contains('\\') && !path.split('/').any(dots) {
+    if !suspect || (!path.contains('\\') && !path.split('/').any(dots)) {
         return Ok(Cow::Borrowed(path));
     }
     let slashed = path.replace('\\', "/");

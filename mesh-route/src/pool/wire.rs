@@ -140,7 +140,10 @@ pub(super) fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {
             .iter()
             .filter_map(|v| v.to_str().ok())
             .flat_map(|v| v.split(','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .map(str::trim)
+            // What is said as a rule, and names nothing that is not removed anyway.
+            .filter(|name| !["keep-alive", "close"].iter().any(|usual| name.eq_ignore_ascii_case(usual)))
+            .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
             // Nobody may have these removed by naming them.
             .filter(|name| {
                 ![HOST, TE, TRAILER, UPGRADE].contains(name) && !name.as_str().starts_with("x-mesh-")
@@ -151,6 +154,7 @@ pub(super) fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {
         }
         headers.remove(CONNECTION);
     }
+    // `keep-alive` is among them.
     if own.hop_by_hop {
         for name in &HOP_BY_HOP {
             headers.remove(name);

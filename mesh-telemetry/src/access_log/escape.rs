@@ -45,10 +45,27 @@ fn is_plain(c: char) -> bool {
     !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-/// Whether a JSON string may hold `value` as it is. Looks at every byte, so that many are compared at once.
+/// Whether a JSON string may hold `value` as it is: visible ASCII and spaces, but no `"` and no `\`.
 fn is_plain_ascii(value: &[u8]) -> bool {
-    let plain = |b: u8| (b' '..=b'~').contains(&b) & (b != b'"') & (b != b'\\');
-    value.iter().fold(true, |all, b| all & plain(*b))
+    let Some(end) = value.last_chunk() else {
+        return value.iter().all(|b| matches!(b, b' '..=b'~') && !matches!(b, b'"' | b'\\'));
+    };
+    // What is left of the last eight is looked at together with bytes before it.
+    value.as_chunks().0.iter().all(|eight| is_plain_eight(*eight)) && is_plain_eight(*end)
+}
+
+/// Eight bytes at once: the top bit of a byte of `x.wrapping_sub(EACH * n) & !x` is set where the byte is less
+/// than `n` (or a byte below it is, which comes to the same here).
+fn is_plain_eight(bytes: [u8; 8]) -> bool {
+    const EACH: u64 = u64::from_ne_bytes([1; 8]);
+    const TOPS: u64 = EACH << 7;
+    let x = u64::from_le_bytes(bytes);
+    let is = |byte: u8| {
+        let differs = x ^ (EACH * u64::from(byte));
+        differs.wrapping_sub(EACH) & !differs
+    };
+    let control = x.wrapping_sub(EACH * u64::from(b' ')) & !x;
+    (x | control | is(b'"') | is(b'\\') | is(0x7f)) & TOPS == 0
 }
 
 /// Appends `value` as a JSON string, at most `max` bytes of it, with `...` where it was cut. What is not
@@ -135,6 +152,20 @@ mod tests {
             (b"\xff\xfea", "\"\u{fffd}\u{fffd}a\""),
         ] {
             assert_eq!(json(value, 100), expected);
+        }
+    }
+
+    #[test]
+    fn each_byte_in_each_place_is_plain_or_not() {
+        for byte in 0..=u8::MAX {
+            let plain = matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+            for len in 1..20 {
+                for place in 0..len {
+                    let mut value = vec![b'~'; len];
+                    value[place] = byte;
+                    assert_eq!(is_plain_ascii(&value), plain, "{byte:#x} at {place} of {len}");
+                }
+            }
         }
     }
 
