@@ -212,11 +212,11 @@ fn is_gone<T>(value: &Weak<T>) -> bool {
 impl Key {
     /// Spreads keys over the cache: a multiplicative hash of a few words.
     fn mixed(&self) -> usize {
-        let mut mixed = self.outcome;
-        // Addresses are aligned: their low bits say nothing.
-        let addresses = [self.own, self.labels, self.cluster].map(|address| address as u64 >> 4);
-        for word in addresses.into_iter().chain([self.peer]) {
-            mixed = (mixed.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mix = |mixed: u64, word: u64| (mixed.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = mix(self.outcome, self.peer);
+        for address in [self.own, self.labels, self.cluster] {
+            // Addresses are aligned: their low bits say nothing.
+            mixed = mix(mixed, address as u64 >> 4);
         }
         (mixed >> 40) as usize
     }
@@ -243,7 +243,7 @@ impl<S: From<Arc<Labels>>> Interned<S> {
     pub(super) fn new(budget: usize, slots: usize) -> Self {
         Self {
             budget,
-            cache: (0..slots).map(|_| ArcSwapOption::empty()).collect(),
+            cache: (0..slots.next_power_of_two()).map(|_| ArcSwapOption::empty()).collect(),
             table: Mutex::new(Table { sets: HashMap::new(), all: Vec::new(), overflow_sets: 0 }),
         }
     }
@@ -290,8 +290,9 @@ impl<S: From<Arc<Labels>>> Interned<S> {
     /// Where `key` may be, in the order in which it is looked for.
     fn places(&self, key: &Key) -> impl Iterator<Item = &ArcSwapOption<Slot<S>>> {
         let first = key.mixed();
-        let slots = self.cache.len();
-        (0..PROBES).filter_map(move |n| self.cache.get(first.wrapping_add(n).checked_rem(slots)?))
+        // There is a power of two of them.
+        let last = self.cache.len().wrapping_sub(1);
+        (first..first.saturating_add(PROBES)).filter_map(move |place| self.cache.get(place & last))
     }
 
     fn intern(&self, labels: Labels) -> (Arc<S>, bool) {
