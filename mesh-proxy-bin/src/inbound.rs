@@ -46,7 +46,7 @@ impl Inbound {
     async fn connection(self, stream: TcpStream, peer: SocketAddr, mut draining: Draining) {
         let Ok(local) = stream.local_addr() else { return };
         let stream = AcceptedStream::new(stream, PeerAddr(peer), LocalAddr(local)).workload_port(self.port);
-        let accepted = match self.mesh.accept(stream).await {
+        let accepted = match Box::pin(self.mesh.accept(stream)).await {
             Ok(accepted) => accepted,
             Err(error) => return self.refused(&error),
         };
@@ -72,6 +72,7 @@ impl Inbound {
         let mesh = self.mesh.clone();
         let watched = Arc::clone(&connection);
         let refused = async move { mesh.transport_refused(&watched).await };
+        // What follows is boxed, as the handshake is: else each connection would have room for the largest of them.
         // A port that is declared HTTP gets HTTP's answer to what is none.
         let http = spoken != Spoken::Opaque || self.mesh.inbound_protocol(self.port).is_http();
         if http && !matches!(connection.transport(), Transport::Passthrough { .. }) {
@@ -81,10 +82,10 @@ impl Inbound {
                     () = refused => {}
                 }
             };
-            serve::http(io, spoken, connection, self.http, stop).await;
+            Box::pin(serve::http(io, spoken, connection, self.http, stop)).await;
         } else {
             // Bytes cannot be told to end at a good point: they go on until a drain's deadline.
-            self.opaque(io, connection, refused).await;
+            Box::pin(self.opaque(io, connection, refused)).await;
         }
     }
 
@@ -128,5 +129,24 @@ impl Inbound {
             AcceptError::Closed { .. } => tracing::debug!(%error, "a connection was not taken"),
             _ => tracing::warn!(%error, "a connection was refused"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each connection is such a future for as long as it lives, and what is left of it in boxes.
+    #[tokio::test]
+    async fn a_connection_takes_little_room() {
+        const MOST: usize = 3328;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (mesh, _driver) = Mesh::builder().app(addr).build().unwrap();
+        let draining = crate::drain::Drain::new().handle();
+        let inbound = Inbound::new(mesh, addr.port(), 0, Duration::from_secs(1)).unwrap();
+        let future = inbound.connection(TcpStream::connect(addr).await.unwrap(), addr, draining);
+        let size = size_of_val(&future);
+        assert!(size <= MOST, "{size} bytes");
     }
 }

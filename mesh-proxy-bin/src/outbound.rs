@@ -164,3 +164,22 @@ impl Service<Request<Body>> for Outbound {
         Either::Left(self.client.call(request))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each connection is such a future for as long as it lives, and what is left of it in boxes.
+    #[tokio::test]
+    async fn a_connection_takes_little_room() {
+        const MOST: usize = 2048;
+        let (mesh, _driver) = Mesh::builder().build().unwrap();
+        let draining = crate::drain::Drain::new().handle();
+        let outbound = Outbound::new(mesh, 0, Duration::from_secs(1), draining);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let future = outbound.connection(TcpStream::connect(addr).await.unwrap(), addr);
+        let size = size_of_val(&future);
+        assert!(size <= MOST, "{size} bytes");
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub(crate) async fn http<I, S, R>(
     let peer = connection.peer_addr();
     let stopping = Arc::new(AtomicBool::new(false));
     let closing = Arc::clone(&stopping);
+    // Pinned here, because each future around it would have room for it twice.
+    let stop = pin!(stop);
     let stop = async move {
         stop.await;
         stopping.store(true, Ordering::Relaxed);
@@ -96,8 +99,7 @@ pub(crate) async fn http<I, S, R>(
                 .max_local_error_reset_streams(MAX_ERROR_RESETS)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW);
-            let connection = server.serve_connection(io, handler);
-            tokio::pin!(connection);
+            let mut connection = Box::pin(server.serve_connection(io, handler));
             tokio::select! {
                 done = connection.as_mut() => done,
                 // GOAWAY loses nothing: what was sent before the peer saw it is still answered.
@@ -114,8 +116,7 @@ pub(crate) async fn http<I, S, R>(
                 .auto_date_header(false)
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(MAX_HEAD_READ);
-            let connection = server.serve_connection(io, handler).with_upgrades();
-            tokio::pin!(connection);
+            let mut connection = Box::pin(server.serve_connection(io, handler).with_upgrades());
             let lingered = async {
                 stop.await;
                 tokio::time::sleep(DRAIN_LINGER).await;

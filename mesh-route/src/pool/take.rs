@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -463,10 +464,9 @@ where
                     .handshake(io)
                     .await
                     .map_err(failed)?;
-                let task = tokio::spawn(async move {
-                    // Whoever uses it learns how it ended; unused, it is found closed.
-                    let _ = conn.with_upgrades().await;
-                });
+                // Whoever uses it learns how it ended; unused, it is found closed. No async block, which would
+                // have room for the connection twice.
+                let task = tokio::spawn(conn.with_upgrades().map(drop));
                 Ok(Made::Http1(Http1 { send, task, remote, served: 0 }))
             }
             HttpVersion::Http2 => {
