@@ -46,7 +46,11 @@ pub enum StringMatcher {
 
 /// An expression in RE2's syntax that matches whole texts.
 #[derive(Clone)]
-pub struct Regex {
+pub struct Regex(Box<Expression>);
+
+// Boxed, because most matchers are none, and a large configuration has many of them.
+#[derive(Clone)]
+struct Expression {
     source: Box<str>,
     compiled: regex::Regex,
 }
@@ -85,17 +89,17 @@ impl Regex {
             .size_limit(MAX_REGEX_SIZE)
             .build()
             .map_err(|e| InvalidRegex(short(&e)))?;
-        Ok(Self { source: source.into(), compiled })
+        Ok(Self(Box::new(Expression { source: source.into(), compiled })))
     }
 
     /// The expression as its user wrote it.
     pub fn as_str(&self) -> &str {
-        &self.source
+        &self.0.source
     }
 
     /// Whether it matches all of `text`.
     pub fn is_match(&self, text: &str) -> bool {
-        self.compiled.is_match(text)
+        self.0.compiled.is_match(text)
     }
 }
 
@@ -233,7 +237,7 @@ impl PartialEq for StringMatcher {
             | (Self::PrefixIgnoreCase(a), Self::PrefixIgnoreCase(b))
             | (Self::SuffixIgnoreCase(a), Self::SuffixIgnoreCase(b)) => a == b,
             (Self::NotEmpty, Self::NotEmpty) => true,
-            (Self::Regex(a), Self::Regex(b)) => a.source == b.source,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
             _ => false,
         }
     }
@@ -249,14 +253,14 @@ impl fmt::Debug for StringMatcher {
             Self::PrefixIgnoreCase(t) => write!(f, "prefix (any case) {t:?}"),
             Self::SuffixIgnoreCase(t) => write!(f, "suffix (any case) {t:?}"),
             Self::NotEmpty => f.write_str("present"),
-            Self::Regex(r) => write!(f, "regex {:?}", r.source),
+            Self::Regex(r) => write!(f, "regex {:?}", r.as_str()),
         }
     }
 }
 
 impl fmt::Debug for Regex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Regex({:?})", self.source)
+        write!(f, "Regex({:?})", self.as_str())
     }
 }
 

@@ -34,7 +34,10 @@ use mesh_core::resource::virtual_service::HeaderOperations;
 
 /// Compiled header operations. Empty ones cost nothing.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct HeaderOps {
+pub struct HeaderOps(Option<Box<Ops>>);
+
+#[derive(Debug, Clone, PartialEq)]
+struct Ops {
     remove: Box<[HeaderName]>,
     set: Box<[(HeaderName, Value)]>,
     add: Box<[(HeaderName, Value)]>,
@@ -119,44 +122,50 @@ impl HeaderOps {
         let remove = written.remove.iter().map(|name| {
             changeable(name).map_err(|message| InvalidOperation { field: format!("remove[{name}]"), message })
         });
+        let remove: Box<[HeaderName]> = remove.collect::<Result<_, _>>()?;
         // Setting beats adding: there is one authority only.
-        Ok(Self { set, add, remove: remove.collect::<Result<_, _>>()?, authority: by_set.or(by_add) })
+        let authority = by_set.or(by_add);
+        let none = remove.is_empty() && set.is_empty() && add.is_empty() && authority.is_none();
+        Ok(Self((!none).then(|| Box::new(Ops { remove, set, add, authority }))))
     }
 
     /// Whether there is nothing to do to headers. The [authority](Self::authority) is the router's to apply.
     pub fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+        self.changes().is_none()
+    }
+
+    /// What there is to do to headers.
+    fn changes(&self) -> Option<&Ops> {
+        self.0.as_deref().filter(|o| !(o.remove.is_empty() && o.set.is_empty() && o.add.is_empty()))
     }
 
     /// The authority that `:authority`, `host` or `authority` sets.
     pub fn authority(&self) -> Option<&str> {
-        self.authority.as_deref()
+        self.0.as_deref()?.authority.as_deref()
     }
 
     /// Removes, then sets, then adds.
     pub fn apply_to_request<B>(&self, request: &mut Request<B>, facts: Option<&Facts>) {
-        if self.is_empty() {
-            return;
-        }
-        let made = self.render(&Source {
+        let Some(ops) = self.changes() else { return };
+        let made = ops.render(&Source {
             headers: request.headers(),
             request: Some((request.method(), request.uri())),
             version: request.version(),
             peer: facts.and_then(|f| f.connection().peer_addr()),
         });
-        self.write(request.headers_mut(), made);
+        ops.write(request.headers_mut(), made);
     }
 
     /// Removes, then sets, then adds.
     pub fn apply_to_response(&self, headers: &mut HeaderMap, version: Version, facts: Option<&Facts>) {
-        if self.is_empty() {
-            return;
-        }
+        let Some(ops) = self.changes() else { return };
         let peer = facts.and_then(|f| f.connection().peer_addr());
-        let made = self.render(&Source { headers, request: None, version, peer });
-        self.write(headers, made);
+        let made = ops.render(&Source { headers, request: None, version, peer });
+        ops.write(headers, made);
     }
+}
 
+impl Ops {
     /// The values that have operators in them, all before anything changes: so that a header can be renamed.
     fn render(&self, source: &Source<'_>) -> Vec<Option<HeaderValue>> {
         let values = self.set.iter().chain(&self.add).map(|(_, value)| value);

@@ -54,11 +54,11 @@ pub struct Condition {
     /// The authority as it came, with its port.
     pub authority: Option<StringMatcher>,
     /// Headers that must match; several values count as one, joined with commas.
-    pub headers: Vec<(HeaderName, ValueMatcher)>,
+    pub headers: Box<[(HeaderName, ValueMatcher)]>,
     /// Headers that must not match; a missing one counts as the empty text.
-    pub without_headers: Vec<(HeaderName, ValueMatcher)>,
+    pub without_headers: Box<[(HeaderName, ValueMatcher)]>,
     /// Query parameters that must match; the first of a name counts.
-    pub query_params: Vec<(Box<str>, ValueMatcher)>,
+    pub query_params: Box<[(Box<str>, ValueMatcher)]>,
 }
 
 /// Decides about a header or query parameter that may be absent.

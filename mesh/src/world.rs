@@ -89,7 +89,7 @@ struct KnownHost {
     routes: Arc<HostRoutes>,
     tcp: Vec<(u16, TcpRoutes)>,
     /// The hosts that its routes lead to; when one of them changes, so do the routes' clusters.
-    clusters: Vec<(ClusterKey, Arc<str>)>,
+    clusters: HashMap<ClusterKey, Arc<str>>,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -272,7 +272,7 @@ struct Clusters<'a> {
 impl Clusters<'_> {
     /// Puts the newest settings and endpoints of clusters in force whose routes stay; says whether all of
     /// them still are what the routes took them for.
-    fn refresh(&mut self, clusters: &[(ClusterKey, Arc<str>)]) -> bool {
+    fn refresh(&mut self, clusters: &HashMap<ClusterKey, Arc<str>>) -> bool {
         clusters.iter().all(|(key, called)| {
             let before = self.registry.get(key);
             match (self.cluster(called, Some(key.port), key.port, &key.subset), before) {
@@ -289,7 +289,7 @@ impl Clusters<'_> {
             None => vec![(DEFAULT_PORT, Protocol::Http1)],
         };
         let (store, workload) = (self.store, self.workload);
-        let mut clusters = Vec::new();
+        let mut clusters = HashMap::new();
         let mut diagnostics = Vec::new();
         let mut compiled: Vec<(u16, Routes)> = Vec::new();
         let mut tcp = Vec::new();
@@ -299,7 +299,10 @@ impl Clusters<'_> {
                 let (this, clusters) = &mut *this.borrow_mut();
                 match this.cluster(to.host, to.port, to.default_port, to.subset) {
                     Ok(cluster) => {
-                        clusters.push((cluster.key().clone(), Arc::from(to.host)));
+                        // Most rules of a host lead to few clusters.
+                        if !clusters.contains_key(cluster.key()) {
+                            clusters.insert(cluster.key().clone(), Arc::from(to.host));
+                        }
                         Resolved::Cluster(cluster)
                     }
                     Err(failure) => Resolved::Missing(failure),

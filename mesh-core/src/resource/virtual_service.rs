@@ -21,7 +21,7 @@ mesh_types! {
         pub export_to: Vec<String>,
     }
 
-    /// One rule for HTTP.
+    /// One rule for HTTP. What few rules have is boxed: a configuration may hold ten thousand of them.
     pub struct HttpRoute {
         /// A name for logs.
         pub name: String,
@@ -31,21 +31,21 @@ mesh_types! {
         /// Where requests go, by weight.
         pub route: Vec<HttpRouteDestination>,
         /// Answer with a redirect instead.
-        pub redirect: Option<HttpRedirect>,
+        pub redirect: Option<Box<HttpRedirect>>,
         /// Answer with this instead.
-        pub direct_response: Option<HttpDirectResponse>,
+        pub direct_response: Option<Box<HttpDirectResponse>>,
         /// Another VirtualService that has the routes.
-        pub delegate: Option<Delegate>,
+        pub delegate: Option<Box<Delegate>>,
         /// Changes of path and authority before forwarding.
-        pub rewrite: Option<HttpRewrite>,
+        pub rewrite: Option<Box<HttpRewrite>>,
         /// For the whole request with its retries; absent or 0 means none.
         pub timeout: Option<Duration>,
         /// How failed requests are repeated.
-        pub retries: Option<HttpRetry>,
+        pub retries: Option<Box<HttpRetry>>,
         /// Faults that are put in on purpose.
-        pub fault: Option<HttpFaultInjection>,
+        pub fault: Option<Box<HttpFaultInjection>>,
         /// Where a copy of each request goes.
-        pub mirror: Option<Destination>,
+        pub mirror: Option<Box<Destination>>,
         /// Where copies of requests go, several.
         pub mirrors: Vec<HttpMirrorPolicy>,
         /// Deprecated upstream: the share of requests that is copied, whole percent.
@@ -54,9 +54,9 @@ mesh_types! {
         /// The share of requests that is copied; all when absent.
         pub mirror_percentage: Option<Percent>,
         /// Cross-origin sharing.
-        pub cors_policy: Option<CorsPolicy>,
+        pub cors_policy: Option<Box<CorsPolicy>>,
         /// Header changes for the whole route.
-        pub headers: Option<Headers>,
+        pub headers: Option<Box<Headers>>,
     }
 
     /// The name of the VirtualService that a rule delegates to.
@@ -106,7 +106,7 @@ mesh_types! {
         /// The share is this over the sum of all; one destination alone gets everything.
         pub weight: u32,
         /// Header changes for this destination.
-        pub headers: Option<Headers>,
+        pub headers: Option<Box<Headers>>,
     }
 
     /// A weighted destination of connections.

@@ -165,7 +165,7 @@ pub(super) fn destinations_of(
     let http = spec.http.iter().flat_map(|rule| {
         let routes = rule.route.iter().filter_map(|route| route.destination.as_ref());
         let mirrors = rule.mirrors.iter().filter_map(|mirror| mirror.destination.as_ref());
-        routes.chain(&rule.mirror).chain(mirrors)
+        routes.chain(rule.mirror.as_deref()).chain(mirrors)
     });
     let tls = spec.tls.iter().flat_map(|rule| &rule.route);
     let tcp = spec.tcp.iter().flat_map(|rule| &rule.route);

@@ -170,8 +170,8 @@ fn a_value_that_is_no_text_matches_nothing() {
     let view = RequestView::new(&Method::GET, &uri, &headers, &authority);
     let any = ValueMatcher::Value(StringMatcher::Regex(Regex::new(".*").unwrap()));
     let list = vec![(HeaderName::from_static("x"), any)];
-    assert!(!Condition { headers: list.clone(), ..Condition::default() }.matches(&view));
-    assert!(Condition { without_headers: list, ..Condition::default() }.matches(&view));
+    assert!(!Condition { headers: list.clone().into(), ..Condition::default() }.matches(&view));
+    assert!(Condition { without_headers: list.into(), ..Condition::default() }.matches(&view));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::split::Weights;
 use super::{actions, conditions};
 use crate::headers::HeaderOps;
 use crate::matching::Condition;
+use crate::policy::RoutePolicy;
 
 /// The gateway name that stands for all sidecars.
 const MESH: &str = "mesh";
@@ -140,9 +141,10 @@ pub fn compile_http(vs: Option<&Resource<VirtualService>>, context: &CompileCont
         return Compiled { routes: default_route(context), diagnostics: Vec::new() };
     };
     let mut complaints = Complaints::new(vs);
+    let mut shared = Shared::of(vs);
     let mut entries = Vec::new();
     for (index, route) in vs.spec.http.iter().enumerate() {
-        let compiled = rule(vs, route, index, context, |m| applies(m, context), &mut complaints);
+        let compiled = rule(vs, route, index, context, |m| applies(m, context), &mut shared, &mut complaints);
         // What comes after a rule that takes everything is never reached.
         let mut all = false;
         for entry in compiled {
@@ -194,9 +196,10 @@ pub fn validate(vs: &Resource<VirtualService>) -> Vec<Diagnostic> {
         port: super::DEFAULT_PORT,
         resolve: &missing,
     };
+    let mut shared = Shared::of(vs);
     let mut all: Option<usize> = None;
     for (index, route) in spec.http.iter().enumerate() {
-        let entries = rule(vs, route, index, &context, |_| true, &mut complaints);
+        let entries = rule(vs, route, index, &context, |_| true, &mut shared, &mut complaints);
         if let Some(earlier) = all {
             let message = format!("the rule is never reached: spec.http[{earlier}] takes every request");
             complaints.no_effect(format!("spec.http[{index}]"), message);
@@ -291,6 +294,26 @@ impl Entry {
     }
 }
 
+/// What the rules of one VirtualService have in common, so that each need not have its own.
+struct Shared {
+    resource: ResourceRef,
+    /// That of the rule before: most rules of a host have the same.
+    policy: Arc<RoutePolicy>,
+}
+
+impl Shared {
+    fn of(vs: &Resource<VirtualService>) -> Self {
+        Self { resource: vs.reference(), policy: Arc::default() }
+    }
+
+    fn policy(&mut self, policy: RoutePolicy) -> Arc<RoutePolicy> {
+        if *self.policy != policy {
+            self.policy = Arc::new(policy);
+        }
+        Arc::clone(&self.policy)
+    }
+}
+
 /// One rule: an entry for each of its matches that `keep` wants.
 fn rule(
     vs: &Resource<VirtualService>,
@@ -298,11 +321,12 @@ fn rule(
     index: usize,
     context: &CompileContext<'_>,
     keep: impl Fn(&HttpMatchRequest) -> bool,
+    shared: &mut Shared,
     complaints: &mut Complaints,
 ) -> Vec<Entry> {
     let field = format!("spec.http[{index}]");
     unsupported(route, &field, complaints);
-    let (request_headers, response_headers) = actions::headers(route.headers.as_ref(), &field, complaints);
+    let (request_headers, response_headers) = actions::headers(route.headers.as_deref(), &field, complaints);
     let policy = actions::policy(route, &field, complaints);
     let action = if let Some(redirect) = &route.redirect {
         let field = format!("{field}.redirect");
@@ -312,8 +336,9 @@ fn rule(
     } else {
         Action::Forward(forward(vs, route, &field, context, request_headers, complaints))
     };
-    let rule =
-        Rule { resource: Some(vs.reference()), index, action, response_headers, policy: Arc::new(policy) };
+    let policy = shared.policy(policy);
+    let resource = Some(shared.resource.clone());
+    let rule = Rule { resource, index, action, response_headers, policy };
     let rule = Arc::new(rule);
     let entry = |condition, index, name: String| Entry {
         condition,
@@ -354,7 +379,7 @@ fn forward(
     let mut destinations = Vec::with_capacity(route.route.len());
     for (i, to) in route.route.iter().enumerate() {
         let field = format!("{field}.route[{i}]");
-        let (request, response) = actions::headers(to.headers.as_ref(), &field, complaints);
+        let (request, response) = actions::headers(to.headers.as_deref(), &field, complaints);
         let Some(named) = &to.destination else {
             complaints.not_applied(format!("{field}.destination"), "the destination is required");
             continue;

@@ -18,7 +18,7 @@ pub(super) fn condition(written: &HttpMatchRequest, field: &str, complaints: &mu
     let method = text("method", &written.method);
     let authority = text("authority", &written.authority);
     let uri = if written.ignore_uri_case { uri.map(StringMatcher::ignore_case) } else { uri };
-    let mut headers = |name: &str, map: &std::collections::BTreeMap<String, StringMatch>| -> Vec<_> {
+    let mut headers = |name: &str, map: &std::collections::BTreeMap<String, StringMatch>| -> Box<[_]> {
         let each = map.iter().filter_map(|(key, value)| {
             let field = format!("{field}.{name}[{key}]");
             let header = header(key, &field, complaints)?;
