@@ -29,7 +29,7 @@ const POLL: Duration = Duration::from_micros(500);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long it is left alone before its memory is looked at.
-const SETTLE: Duration = Duration::from_secs(1);
+pub const SETTLE: Duration = Duration::from_secs(1);
 
 /// Starts the sidecar of the server some times.
 ///

@@ -207,8 +207,16 @@ pub const CASES: &[Case] = &[
         kind: Kind::Routes(routes::Size { hosts: 1, rules: 1 }),
     },
     Case {
+        id: "routes/1000",
+        about: "as routes/1 with 1,000 hosts of one rule each, called in turn: a connection and counters for each",
+        metrics: routes::METRICS,
+        peers: SIDECARS,
+        base: Peer::Ours,
+        kind: Kind::Routes(routes::Size { hosts: 1000, rules: 1 }),
+    },
+    Case {
         id: "routes/10000",
-        about: "as routes/1 with 1,000 hosts and 10,000 rules, called in turn, each by its last rule",
+        about: "as routes/1000 with ten rules each, 10,000 in all, called by its last rule",
         metrics: routes::METRICS,
         peers: SIDECARS,
         base: Peer::Ours,

@@ -8,12 +8,16 @@ use super::{Prepared, Wire, idle, plain};
 use crate::load::Load;
 use crate::measure::{self, BUSY, CPU, LOGGED, P50, P99, RPS, RSS, Running};
 use crate::peer::Peer;
+use crate::proc::rss_mib;
 use crate::report::{Metric, Sample};
 use crate::stage::{Ours, Stage};
 use crate::template::Values;
 
 /// What is measured.
-pub const METRICS: &[Metric] = &[idle::READY, RSS, RPS, CPU, P50, P99, BUSY, LOGGED];
+pub const METRICS: &[Metric] = &[idle::READY, LOADED, RSS, RPS, CPU, P50, P99, BUSY, LOGGED];
+
+/// Memory with the configuration in force and before the first call: without what connections need.
+const LOADED: Metric = Metric::new("loaded_mib", "loaded MiB", 1);
 
 /// How large a configuration is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +99,8 @@ pub async fn measure(stage: &Stage, prepared: &Prepared, peer: Peer, size: Size)
         _ => bail!("no part of this scenario"),
     };
     let (ready, proc) = idle::time_to_ready(spawn, admin).await?;
+    tokio::time::sleep(idle::SETTLE).await;
+    let loaded = rss_mib(&proc.pids())?;
     let mut running = Running::one(proc, listen);
     for host in [1, size.hosts] {
         let host = format!("svc-{host}:9080");
@@ -115,5 +121,6 @@ pub async fn measure(stage: &Stage, prepared: &Prepared, peer: Peer, size: Size)
     };
     let mut sample = measure::http(stage, &mut running, &load).await?;
     sample.insert(idle::READY.id, ready);
+    sample.insert(LOADED.id, loaded);
     Ok(sample)
 }
