@@ -15,21 +15,38 @@
 use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
+use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::failure::Failure;
 
 /// Any error, boxed.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// A request's or response's body.
 #[derive(Default)]
-pub struct Body(Kind);
+pub struct Body {
+    kind: Kind,
+    limit: Option<Limit>,
+}
+
+/// Until when a body must have ended.
+struct Limit {
+    deadline: Instant,
+    /// What the error tells.
+    limit: Duration,
+    /// Made when the body has to be waited for; most are there with their head.
+    sleep: Option<Pin<Box<Sleep>>>,
+}
 
 #[derive(Default)]
 enum Kind {
@@ -43,7 +60,24 @@ enum Kind {
 impl Body {
     /// No bytes.
     pub const fn empty() -> Self {
-        Self(Kind::Empty)
+        Self::of(Kind::Empty)
+    }
+
+    const fn of(kind: Kind) -> Self {
+        Self { kind, limit: None }
+    }
+
+    /// The same body, which fails with `timeout` when it has not ended by `deadline`, and lets go of what it was
+    /// read from. `limit` is how long that was, for the error. Of several deadlines the first one counts.
+    ///
+    /// Needs tokio's timer where it has to wait.
+    #[must_use]
+    pub fn until(mut self, deadline: Instant, limit: Duration) -> Self {
+        let sooner = self.limit.as_ref().is_none_or(|now| deadline < now.deadline);
+        if sooner && !http_body::Body::is_end_stream(&self) {
+            self.limit = Some(Limit { deadline, limit, sleep: None });
+        }
+        self
     }
 
     /// Takes any body. A `Body` is taken as it is, an ended body becomes [`Body::empty`], everything else
@@ -59,7 +93,9 @@ impl Body {
             return same.take().unwrap_or_default();
         }
         match slot {
-            Some(body) if !body.is_end_stream() => Self(Kind::Boxed(body.map_err(Into::into).boxed_unsync())),
+            Some(body) if !body.is_end_stream() => {
+                Self::of(Kind::Boxed(body.map_err(Into::into).boxed_unsync()))
+            }
             _ => Self::empty(),
         }
     }
@@ -67,12 +103,13 @@ impl Body {
 
 impl From<Incoming> for Body {
     fn from(body: Incoming) -> Self {
-        Self(Kind::Incoming(body))
+        // Asked once: of an HTTP/2 stream each time is a lock.
+        if http_body::Body::is_end_stream(&body) { Self::empty() } else { Self::of(Kind::Incoming(body)) }
     }
 }
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        if bytes.is_empty() { Self::empty() } else { Self(Kind::Full(Full::new(bytes))) }
+        if bytes.is_empty() { Self::empty() } else { Self::of(Kind::Full(Full::new(bytes))) }
     }
 }
 impl From<&'static str> for Body {
@@ -94,16 +131,24 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.0 {
+        let frame = match &mut self.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Full(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Kind::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
+        };
+        match &mut self.limit {
+            Some(limit) if frame.is_pending() => {
+                let late = ready!(limit.poll(cx));
+                *self = Self::empty();
+                Poll::Ready(Some(Err(late)))
+            }
+            _ => frame,
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Empty => true,
             Kind::Full(body) => body.is_end_stream(),
             Kind::Incoming(body) => body.is_end_stream(),
@@ -112,7 +157,7 @@ impl http_body::Body for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(body) => body.size_hint(),
             Kind::Incoming(body) => body.size_hint(),
@@ -121,9 +166,18 @@ impl http_body::Body for Body {
     }
 }
 
+impl Limit {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<BoxError> {
+        let deadline = self.deadline;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        ready!(sleep.as_mut().poll(cx));
+        Poll::Ready(Failure::too_late(self.limit).into())
+    }
+}
+
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match &self.0 {
+        let kind = match &self.kind {
             Kind::Empty => "empty",
             Kind::Full(_) => "full",
             Kind::Incoming(_) => "incoming",
@@ -136,6 +190,9 @@ impl fmt::Debug for Body {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::stream::pending;
+    use http_body::Body as _;
+    use http_body_util::StreamBody;
 
     #[test]
     fn a_body_is_not_boxed_twice() {
@@ -144,6 +201,28 @@ mod tests {
         let boxed = Body::new(Full::new(Bytes::from_static(b"x")));
         assert_eq!(format!("{:?}", Body::new(boxed)), "Body(boxed)");
         assert_eq!(format!("{:?}", Body::new(Full::new(Bytes::new()))), "Body(empty)");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_of_two_deadlines_ends_a_body_that_is_late() {
+        let started = Instant::now();
+        let second = Duration::from_secs(1);
+        let endless = || Body::new(StreamBody::new(pending::<Result<Frame<Bytes>, BoxError>>()));
+        for deadlines in [[1, 5], [5, 1]] {
+            let now = Instant::now();
+            let mut body = endless();
+            for seconds in deadlines {
+                body = body.until(now + second * seconds, second * seconds);
+            }
+            let error = body.frame().await.unwrap().unwrap_err();
+            assert!(error.to_string().contains("took longer than 1s"), "{error}");
+            assert!(body.is_end_stream() && body.frame().await.is_none());
+        }
+        assert_eq!(started.elapsed(), second * 2);
+        // What is there needs no time, and what has ended has no deadline.
+        let there = Body::from("x").until(started, second).collect().await.unwrap();
+        assert_eq!(there.to_bytes(), "x");
+        assert!(Body::empty().until(started, second).limit.is_none());
     }
 
     #[tokio::test]

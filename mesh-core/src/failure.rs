@@ -23,6 +23,7 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
@@ -374,6 +375,11 @@ impl Failure {
             policies: Vec::new(),
             source: None,
         }))
+    }
+
+    /// `timeout`, of a request or its answer that took longer than this.
+    pub fn too_late(limit: Duration) -> Self {
+        Self::new(FailureCode::Timeout).detail(format!("the request took longer than {limit:?}"))
     }
 
     fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {

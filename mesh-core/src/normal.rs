@@ -25,10 +25,17 @@ pub const MAX_HOST: usize = 253;
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Authority {
     original: Box<str>,
-    /// Lower case, without port, brackets or trailing dot.
-    name: Box<str>,
+    name: Name,
     port: Option<u16>,
     ip: Option<IpAddr>,
+}
+
+/// A host in lower case, without port, brackets or trailing dot.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Name {
+    /// That many bytes of the original, as of most.
+    Original(usize),
+    Other(Box<str>),
 }
 
 /// Why a text is no authority.
@@ -60,7 +67,12 @@ impl Authority {
             let ip: Ipv6Addr =
                 v6.parse().map_err(|_| InvalidAuthority("what stands in brackets is no IPv6 address"))?;
             let ip = IpAddr::V6(ip).to_canonical();
-            return Ok(Self { original: text.into(), name: ip.to_string().into(), port, ip: Some(ip) });
+            return Ok(Self {
+                original: text.into(),
+                name: Name::Other(ip.to_string().into()),
+                port,
+                ip: Some(ip),
+            });
         }
         let name = host.strip_suffix('.').unwrap_or(host);
         if name.is_empty() {
@@ -76,12 +88,21 @@ impl Authority {
         }
         // An IPv4 address begins with a digit, and an IPv6 address stands in brackets.
         let ip = name.starts_with(|c: char| c.is_ascii_digit()).then(|| name.parse().ok()).flatten();
-        Ok(Self { original: text.into(), name: name.to_ascii_lowercase().into(), port, ip })
+        let name = if name.bytes().any(|b| b.is_ascii_uppercase()) {
+            Name::Other(name.to_ascii_lowercase().into())
+        } else {
+            // The name is where the text begins.
+            Name::Original(name.len())
+        };
+        Ok(Self { original: text.into(), name, port, ip })
     }
 
     /// The host in lower case, without port, brackets or trailing dot.
     pub fn name(&self) -> &str {
-        &self.name
+        match &self.name {
+            Name::Original(len) => self.original.get(..*len).unwrap_or_default(),
+            Name::Other(name) => name,
+        }
     }
 
     /// The port, where one was given.

@@ -29,12 +29,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use mesh_core::body::{Body, BoxError};
 use mesh_core::facts::Facts;
-use mesh_core::failure::{Failure, FailureCode, is_grpc};
+use mesh_core::failure::{Failure, is_grpc};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower_layer::Layer;
@@ -67,19 +65,6 @@ pin_project! {
         #[pin]
         sleep: Option<Sleep>,
         limit: Duration,
-    }
-}
-
-pin_project! {
-    /// A body that must end in time.
-    struct Timed {
-        inner: Body,
-        deadline: Instant,
-        // Made when the body has to be waited for; most are there with the head.
-        #[pin]
-        sleep: Option<Sleep>,
-        limit: Duration,
-        over: bool,
     }
 }
 
@@ -129,10 +114,6 @@ impl<S> Timeout<S> {
     }
 }
 
-fn too_late(limit: Duration) -> BoxError {
-    Failure::new(FailureCode::Timeout).detail(format!("the request took longer than {limit:?}")).into()
-}
-
 impl<S, B> Service<Request<B>> for Timeout<S>
 where
     S: Service<Request<B>, Response = Response<Body>>,
@@ -171,62 +152,24 @@ where
             return Poll::Ready(match (result, this.sleep.as_pin_mut()) {
                 (Ok(response), Some(sleep)) => {
                     let (limit, deadline) = (*this.limit, sleep.deadline());
-                    Ok(response.map(|inner| {
-                        if inner.is_end_stream() {
-                            return inner;
-                        }
-                        Body::new(Timed { inner, deadline, sleep: None, limit, over: false })
-                    }))
+                    Ok(response.map(|body| body.until(deadline, limit)))
                 }
                 (result, _) => result.map_err(Into::into),
             });
         }
         let late = this.sleep.as_mut().as_pin_mut().is_some_and(|s| s.poll(cx).is_ready());
-        if late { Poll::Ready(Err(too_late(*this.limit))) } else { Poll::Pending }
-    }
-}
-
-impl HttpBody for Timed {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let mut this = self.project();
-        if *this.over {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(frame) = Pin::new(&mut *this.inner).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        if this.sleep.is_none() {
-            this.sleep.set(Some(sleep_until(*this.deadline)));
-        }
-        if this.sleep.as_pin_mut().is_some_and(|sleep| sleep.poll(cx).is_pending()) {
-            return Poll::Pending;
-        }
-        *this.over = true;
-        // Lets the upstream go at once.
-        *this.inner = Body::empty();
-        Poll::Ready(Some(Err(too_late(*this.limit))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.over || self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        if self.over { SizeHint::default() } else { self.inner.size_hint() }
+        if late { Poll::Ready(Err(Failure::too_late(*this.limit).into())) } else { Poll::Pending }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use http_body::Frame;
     use http_body_util::{BodyExt, StreamBody};
     use mesh_core::facts::MatchedRoute;
+    use mesh_core::failure::FailureCode;
     use proptest::prelude::*;
     use std::sync::Arc;
     use tower::ServiceExt;

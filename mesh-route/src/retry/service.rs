@@ -81,7 +81,8 @@ struct Head {
     uri: Uri,
     version: Version,
     headers: HeaderMap,
-    extensions: Extensions,
+    /// `None` where the facts were the only one, which is known anyway.
+    extensions: Option<Extensions>,
 }
 
 pin_project! {
@@ -232,7 +233,7 @@ where
                 uri: parts.uri.clone(),
                 version: parts.version,
                 headers: parts.headers.clone(),
-                extensions: parts.extensions.clone(),
+                extensions: (facts.is_none() || parts.extensions.len() > 1).then(|| parts.extensions.clone()),
             };
             let replay = Replay::new(body);
             let body = replay.next();
@@ -266,8 +267,18 @@ fn mark(request: &mut Request<Body>, attempt: &Attempt, facts: Option<&Facts>, n
     if let Some(facts) = facts {
         facts.count_attempt();
     }
-    request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(number));
+    request.headers_mut().insert(ATTEMPT_COUNT, count(number));
     request.extensions_mut().insert(attempt.clone());
+}
+
+/// The number as a header's value; the usual ones allocate nothing.
+fn count(number: u32) -> HeaderValue {
+    match number {
+        1 => HeaderValue::from_static("1"),
+        2 => HeaderValue::from_static("2"),
+        3 => HeaderValue::from_static("3"),
+        more => HeaderValue::from(more),
+    }
 }
 
 type Tried = Result<Response<Body>, TryError>;
@@ -330,7 +341,11 @@ impl<S> Running<S> {
         *request.uri_mut() = head.uri.clone();
         *request.version_mut() = head.version;
         *request.headers_mut() = head.headers.clone();
-        *request.extensions_mut() = head.extensions.clone();
+        match (&head.extensions, &self.facts) {
+            (Some(extensions), _) => *request.extensions_mut() = extensions.clone(),
+            (None, Some(facts)) => facts.clone().insert(&mut request),
+            (None, None) => {}
+        }
         self.attempt = Attempt::after(self.tried.clone());
         mark(&mut request, &self.attempt, self.facts.as_ref(), self.retries + 1);
         Some(request)
