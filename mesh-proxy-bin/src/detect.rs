@@ -17,10 +17,19 @@ const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) enum Spoken {
     /// HTTP/1.0 or 1.1.
     Http1,
+    /// HTTP/1.1 as streams of HTTP/2; agreed on, never detected.
+    Carried,
     /// HTTP/2 with prior knowledge.
     Http2,
     /// Anything else, or nothing.
     Opaque,
+}
+
+impl Spoken {
+    /// Whether a connection answers one request after the other, and says itself when it closes.
+    pub(crate) const fn is_one_at_a_time(self) -> bool {
+        matches!(self, Self::Http1 | Self::Opaque)
+    }
 }
 
 /// Decides from `bytes`; `None` when more are needed.

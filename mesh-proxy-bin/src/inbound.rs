@@ -56,6 +56,7 @@ impl Inbound {
         let mut first = BytesMut::new();
         let spoken = match negotiated {
             Some(Negotiated::Http1) => Spoken::Http1,
+            Some(Negotiated::Carried) => Spoken::Carried,
             Some(Negotiated::Http2) => Spoken::Http2,
             _ if matches!(connection.transport(), Transport::Passthrough { .. }) => Spoken::Opaque,
             _ if self.mesh.inbound_protocol(self.port).is_opaque() => Spoken::Opaque,

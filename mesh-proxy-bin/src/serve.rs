@@ -8,14 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh::core::body::{Body, BoxError};
 use mesh::core::facts::{Connection, Facts};
-use mesh::route::pool::{Upgrade, caller_half, join_upgrade};
+use mesh::core::failure::Failure;
+use mesh::route::pool::{Upgrade, caller_half, carried, join_upgrade};
 use mesh::serve::{HEADER_TIMEOUT, MAX_ERROR_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::ServiceExt;
@@ -62,13 +63,15 @@ pub(crate) async fn http<I, S, R>(
     };
     let handler = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::from);
-        Facts::new(Arc::clone(&connection)).insert(&mut request);
-        let http1 = request.version() < Version::HTTP_2;
+        let well = if version == Spoken::Carried { carried::restore(&mut request) } else { Ok(()) };
         let caller = caller_half(&mut request);
-        let answer = service.clone().oneshot(request);
+        let answer = well.map(|()| {
+            Facts::new(Arc::clone(&connection)).insert(&mut request);
+            service.clone().oneshot(request)
+        });
         let closing = Arc::clone(&closing);
         async move {
-            let mut response = answer.await?;
+            let Ok(mut response) = answer?.await;
             if let (Some(caller), Some(upstream)) = (caller, Upgrade::take(&mut response)) {
                 tokio::spawn(async move {
                     if let Err(error) = join_upgrade(caller, upstream).await {
@@ -76,19 +79,19 @@ pub(crate) async fn http<I, S, R>(
                     }
                 });
             }
-            if http1
+            if version.is_one_at_a_time()
                 && closing.load(Ordering::Relaxed)
                 && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
             {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, Infallible>(response)
+            Ok::<_, Failure>(response)
         }
     });
 
     let io = TokioIo::new(io);
     let done = match version {
-        Spoken::Http2 => {
+        Spoken::Http2 | Spoken::Carried => {
             let mut server = http2::Builder::new(TokioExecutor::new());
             server
                 .timer(TokioTimer::new())
@@ -99,6 +102,9 @@ pub(crate) async fn http<I, S, R>(
                 .max_local_error_reset_streams(MAX_ERROR_RESETS)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW);
+            if version == Spoken::Carried {
+                carried::serve(&mut server);
+            }
             let mut connection = Box::pin(server.serve_connection(io, handler));
             tokio::select! {
                 done = connection.as_mut() => done,

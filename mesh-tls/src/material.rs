@@ -26,7 +26,7 @@ pub struct TlsMaterial {
     svid: Svid,
     bundle: TrustBundle,
     server: Arc<ServerConfig>,
-    clients: [Arc<ClientConfig>; 3],
+    clients: [Arc<ClientConfig>; 4],
 }
 
 /// The crypto provider, made once; it holds tables and no state.
@@ -121,9 +121,10 @@ impl TlsMaterial {
     }
 
     pub(crate) fn client_config(&self, alpn: MeshAlpn) -> &Arc<ClientConfig> {
-        let [http1, http2, tcp] = &self.clients;
+        let [http1, carried, http2, tcp] = &self.clients;
         match alpn {
             MeshAlpn::Http1 => http1,
+            MeshAlpn::Carried => carried,
             MeshAlpn::Http2 => http2,
             MeshAlpn::Tcp => tcp,
         }

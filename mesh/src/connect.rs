@@ -45,6 +45,7 @@ impl Service<ConnectTo> for MeshConnect {
     fn call(&mut self, to: ConnectTo) -> ConnectFuture {
         let alpn = match to.http {
             HttpVersion::Http1 => MeshAlpn::Http1,
+            HttpVersion::Carried => MeshAlpn::Carried,
             HttpVersion::Http2 => MeshAlpn::Http2,
         };
         let to = mesh_tls::ConnectTo::new(to.address).tls(to.tls).alpn(alpn).timeout(to.timeout);
@@ -55,6 +56,7 @@ impl Service<ConnectTo> for MeshConnect {
                 io: connected.io,
                 protocol: match connected.alpn {
                     Some(Negotiated::Http1) => Some(HttpVersion::Http1),
+                    Some(Negotiated::Carried) => Some(HttpVersion::Carried),
                     Some(Negotiated::Http2) => Some(HttpVersion::Http2),
                     _ => None,
                 },

@@ -47,6 +47,7 @@ fn connections(pool: &ConnectionPoolSettings, settings: &mut ClusterSettings) {
     if let Some(idle) = http.idle_timeout {
         settings.idle_timeout = Some(idle.get()).filter(|t| !t.is_zero());
     }
+    settings.carry = http.h2_upgrade_policy != H2UpgradePolicy::DoNotUpgrade;
     if http.h2_upgrade_policy == H2UpgradePolicy::Upgrade && settings.protocol == Protocol::Http1 {
         settings.protocol = Protocol::Http2;
     }

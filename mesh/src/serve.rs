@@ -14,7 +14,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::body::{Body, BoxError};
 use mesh_core::facts::{Connection, Facts, LocalAddr, PeerAddr, Transport};
-use mesh_route::pool::HttpVersion;
+use mesh_core::failure::Failure;
+use mesh_route::pool::{HttpVersion, carried};
 use mesh_telemetry::layer::Measured;
 use mesh_tls::alpn::Negotiated;
 use mesh_tls::io::Rewind;
@@ -148,6 +149,7 @@ async fn serve_connection<S, R>(
     let mut first = BytesMut::new();
     let version = match negotiated {
         Some(Negotiated::Http1) => HttpVersion::Http1,
+        Some(Negotiated::Carried) => HttpVersion::Carried,
         Some(Negotiated::Http2) => HttpVersion::Http2,
         _ => match tokio::time::timeout(HEADER_TIMEOUT, detect(&mut io, &mut first)).await {
             Ok(Some(version)) => version,
@@ -198,12 +200,19 @@ async fn http<I, S, R>(
     let peer = connection.peer_addr();
     let handler = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::from);
-        Facts::new(Arc::clone(&connection)).insert(&mut request);
-        service.clone().oneshot(request)
+        let well = if version == HttpVersion::Carried { carried::restore(&mut request) } else { Ok(()) };
+        let answer = well.map(|()| {
+            Facts::new(Arc::clone(&connection)).insert(&mut request);
+            service.clone().oneshot(request)
+        });
+        async move {
+            let Ok(response) = answer?.await;
+            Ok::<_, Failure>(response)
+        }
     });
     let io = TokioIo::new(io);
     let done = match version {
-        HttpVersion::Http2 => {
+        HttpVersion::Http2 | HttpVersion::Carried => {
             let mut server = http2::Builder::new(TokioExecutor::new());
             server
                 .timer(TokioTimer::new())
@@ -211,6 +220,9 @@ async fn http<I, S, R>(
                 .max_concurrent_streams(MAX_STREAMS)
                 .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
                 .max_local_error_reset_streams(MAX_ERROR_RESETS);
+            if version == HttpVersion::Carried {
+                carried::serve(&mut server);
+            }
             let serving = server.serve_connection(io, handler);
             tokio::pin!(serving);
             tokio::select! {

@@ -83,6 +83,7 @@ struct Counts {
     requests: AtomicU32,
     pending: AtomicU32,
     connections: AtomicU32,
+    carried: AtomicU32,
     retries: AtomicU32,
     overflows: AtomicU64,
     retry_overflows: AtomicU64,
@@ -98,6 +99,8 @@ pub enum Gauge {
     Pending,
     /// Open connections.
     Connections,
+    /// HTTP/1.1 requests on connections that carry several at once; counted where connections are limited.
+    Carried,
     /// Retries in flight.
     Retries,
 }
@@ -288,6 +291,7 @@ impl Counts {
             Gauge::Requests => &self.requests,
             Gauge::Pending => &self.pending,
             Gauge::Connections => &self.connections,
+            Gauge::Carried => &self.carried,
             Gauge::Retries => &self.retries,
         }
     }

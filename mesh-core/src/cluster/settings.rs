@@ -13,6 +13,9 @@ pub const MAX_REPLAY_BYTES: usize = 64 * 1024;
 pub struct ClusterSettings {
     /// What the service's port speaks.
     pub protocol: Protocol,
+    /// Whether HTTP/1.1 may be carried over HTTP/2 to a proxy that knows how
+    /// (`http.h2UpgradePolicy: DO_NOT_UPGRADE` says no). Default: yes.
+    pub carry: bool,
     /// How an endpoint is chosen. Default: least request.
     pub balance: Balance,
     /// How long a connection may take, TLS included. Default: 10 s.
@@ -45,7 +48,7 @@ pub enum Balance {
 /// Circuit-breaker limits. The default is Istio's: practically none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limits {
-    /// Open connections (`tcp.maxConnections`).
+    /// Open connections (`tcp.maxConnections`), and HTTP/1.1 requests at once on those that carry several.
     pub connections: u32,
     /// Requests that wait for a connection (`http.http1MaxPendingRequests`).
     pub pending: u32,
@@ -93,6 +96,7 @@ impl Default for ClusterSettings {
     fn default() -> Self {
         Self {
             protocol: Protocol::default(),
+            carry: true,
             balance: Balance::default(),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Some(Duration::from_secs(3600)),

@@ -13,11 +13,14 @@ use mesh_core::failure::{Failure, FailureCode};
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-/// A version of HTTP, as it is spoken on a connection.
+/// How HTTP is spoken on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HttpVersion {
-    /// HTTP/1.1.
+    /// HTTP/1.1, one request at a time.
     Http1,
+    /// HTTP/1.1, several requests at once as streams of HTTP/2: see [`carried`](super::carried). Only where
+    /// both ends agreed on it.
+    Carried,
     /// HTTP/2.
     Http2,
 }
@@ -32,7 +35,7 @@ pub struct ConnectTo {
     pub address: EndpointAddress,
     /// How it is secured, and who must answer.
     pub tls: UpstreamTls,
-    /// The HTTP version to offer by ALPN.
+    /// What to offer by ALPN. [`Carried`](HttpVersion::Carried) is offered with HTTP/1.1 beside it.
     pub http: HttpVersion,
     /// How long all of it may take. The pool keeps to it, too, whatever the connector does.
     pub timeout: Duration,
@@ -43,7 +46,8 @@ pub struct ConnectTo {
 pub struct Connected<IO> {
     /// The bytes.
     pub io: IO,
-    /// The HTTP version that was agreed on; `None` where none was, and the one asked for is spoken.
+    /// What was agreed on; `None` where nothing was, and the version asked for is spoken (HTTP/1.1, where
+    /// [`Carried`](HttpVersion::Carried) was asked for).
     pub protocol: Option<HttpVersion>,
     /// Where it was reached.
     pub address: Option<UpstreamAddr>,

@@ -8,12 +8,13 @@ use std::task::Context;
 use futures_util::task::AtomicWaker;
 use hyper::client::conn::{http1, http2};
 use mesh_core::body::Body;
-use mesh_core::cluster::{Endpoint, EndpointState};
+use mesh_core::cluster::{Endpoint, EndpointState, Permit};
 use mesh_core::facts::{PeerIdentity, UpstreamAddr};
 use mesh_core::failure::Failure;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::carried;
 use super::connect::HttpVersion;
 use super::shared::{Place, Shared, lock};
 
@@ -34,21 +35,30 @@ pub(super) struct EndpointPool {
     only_http1: AtomicBool,
     /// The other way round.
     only_http2: AtomicBool,
+    /// The endpoint took HTTP/1.1 as it is when it was offered to carry it. Each new connection offers it again.
+    carries_none: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Shard {
     lists: Mutex<Lists>,
-    /// Held while an HTTP/2 connection is made, so that a burst of requests shares one.
-    pub(super) gate: tokio::sync::Mutex<()>,
+    gate: tokio::sync::Mutex<()>,
+    carried_gate: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Lists {
     /// Unused ones; the last was used last.
     idle: Vec<Idle>,
-    http2: Vec<Arc<Http2>>,
-    /// When the last HTTP/2 connection failed, for those who waited for it.
+    http2: Multiplexed,
+    carried: Multiplexed,
+}
+
+/// Connections that take several requests at once, and all speak the same.
+#[derive(Debug, Default)]
+struct Multiplexed {
+    conns: Vec<Arc<Http2>>,
+    /// When the last one failed, for those who waited for it.
     failed: Option<(Instant, Failure)>,
 }
 
@@ -75,12 +85,13 @@ pub(super) struct Http1 {
     pub(super) served: u32,
 }
 
-/// An HTTP/2 connection, shared.
+/// An HTTP/2 connection, shared; or one that carries HTTP/1.1.
 #[derive(Debug)]
 pub(super) struct Http2 {
     /// `None` when the connection's task has ended.
     send: Mutex<Option<http2::SendRequest<Body>>>,
     pub(super) remote: Remote,
+    pub(super) version: HttpVersion,
     pub(super) started: AtomicU32,
     pub(super) active: AtomicU32,
     pub(super) room: StreamRoom,
@@ -101,6 +112,15 @@ pub(super) struct StreamRoom {
 pub(super) struct Stream {
     pub(super) conn: Arc<Http2>,
     home: Home,
+    slot: Option<Slot>,
+}
+
+/// Room for one carried request, where connections are limited.
+#[derive(Debug)]
+pub(super) struct Slot {
+    permit: Option<Permit>,
+    shared: Arc<Shared>,
+    place: Place,
 }
 
 /// An idle HTTP/1.1 connection that was found.
@@ -132,6 +152,7 @@ impl EndpointPool {
                 shards: (0..shared.shards).map(|_| Shard::default()).collect(),
                 only_http1: AtomicBool::new(false),
                 only_http2: AtomicBool::new(false),
+                carries_none: AtomicBool::new(false),
             }
         })
     }
@@ -143,14 +164,26 @@ impl EndpointPool {
     /// What to speak where `want` is wished for.
     pub(super) fn version(&self, want: HttpVersion) -> HttpVersion {
         match want {
+            HttpVersion::Carried if self.carries_none.load(Ordering::Relaxed) => {
+                self.version(HttpVersion::Http1)
+            }
             HttpVersion::Http2 if self.only_http1.load(Ordering::Relaxed) => HttpVersion::Http1,
             HttpVersion::Http1 if self.only_http2.load(Ordering::Relaxed) => HttpVersion::Http2,
             _ => want,
         }
     }
 
-    /// Remembers what was agreed on.
+    /// Remembers what was agreed on where `want` was offered.
     pub(super) fn agreed(&self, want: HttpVersion, got: HttpVersion) {
+        let want = if want == HttpVersion::Carried {
+            self.carries_none.store(got != HttpVersion::Carried, Ordering::Relaxed);
+            if got == HttpVersion::Carried {
+                return;
+            }
+            HttpVersion::Http1
+        } else {
+            want
+        };
         self.only_http1.store(want != got && got == HttpVersion::Http1, Ordering::Relaxed);
         self.only_http2.store(want != got && got == HttpVersion::Http2, Ordering::Relaxed);
     }
@@ -165,7 +198,8 @@ impl EndpointPool {
         for shard in &self.shards {
             let mut lists = lock(&shard.lists);
             lists.idle.clear();
-            lists.http2.clear();
+            lists.http2.conns.clear();
+            lists.carried.conns.clear();
         }
     }
 
@@ -177,8 +211,11 @@ impl EndpointPool {
                 lists.idle.remove(0);
                 return true;
             }
-            let unused = lists.http2.iter().position(|c| c.active.load(Ordering::Relaxed) == 0);
-            unused.map(|at| lists.http2.remove(at)).is_some()
+            let lists = &mut *lists;
+            [&mut lists.carried, &mut lists.http2].into_iter().any(|list| {
+                let unused = list.conns.iter().position(|c| c.active.load(Ordering::Relaxed) == 0);
+                unused.map(|at| list.conns.remove(at)).is_some()
+            })
         })
     }
 }
@@ -205,64 +242,93 @@ impl Shard {
         settling.map(|at| Found::Settling(lists.idle.remove(at).conn))
     }
 
-    /// A connection with a stream to spare. `crowded` takes the least busy one when none has.
-    pub(super) fn take_http2(&self, now: Instant, home: &Home, crowded: bool) -> Option<Stream> {
+    /// Held while a connection is made that takes several requests at once, so that a burst of them shares one.
+    pub(super) fn gate(&self, version: HttpVersion) -> &tokio::sync::Mutex<()> {
+        if version == HttpVersion::Carried { &self.carried_gate } else { &self.gate }
+    }
+
+    /// A connection that speaks `version` and has a stream to spare. Where there are as many as there may be,
+    /// or `crowded`, the least busy one when none has.
+    pub(super) fn take_stream(
+        &self,
+        version: HttpVersion,
+        now: Instant,
+        home: &Home,
+        crowded: bool,
+    ) -> Option<Stream> {
         let mut lists = lock(&self.lists);
-        lists.http2.retain(|c| c.is_usable(now, home.max_requests));
-        let spare = lists.http2.iter().find(|c| c.active() < c.room.get());
+        let list = &mut lists.of(version).conns;
+        let crowded = crowded || list.len() >= most(version);
+        list.retain(|c| c.is_usable(now, home.max_requests));
+        let spare = list.iter().find(|c| c.active() < c.room());
         let conn = match spare {
             Some(conn) => conn,
-            None if crowded => lists.http2.iter().min_by_key(|c| c.active())?,
+            None if crowded => list.iter().min_by_key(|c| c.active())?,
             None => return None,
         };
         Some(Stream::start(conn, home))
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        lock(&self.lists).http2.len() >= MAX_HTTP2_CONNECTIONS
-    }
-
-    pub(super) fn add_http2(&self, conn: Arc<Http2>, home: &Home) -> Stream {
+    pub(super) fn add(&self, conn: Arc<Http2>, home: &Home) -> Stream {
         let stream = Stream::start(&conn, home);
         if !home.shared.is_draining() {
             let mut lists = lock(&self.lists);
+            let list = &mut lists.of(conn.version).conns;
             // Until it says otherwise, it takes as many streams as the one before.
-            if let Some(known) = lists.http2.last() {
+            if let Some(known) = list.last() {
                 conn.room.guess(known.room.get());
             }
-            lists.http2.push(conn);
+            list.push(conn);
         }
         stream
     }
 
-    pub(super) fn remove_http2(&self, conn: &Arc<Http2>) {
-        lock(&self.lists).http2.retain(|c| !Arc::ptr_eq(c, conn));
+    pub(super) fn remove(&self, conn: &Arc<Http2>) {
+        lock(&self.lists).of(conn.version).conns.retain(|c| !Arc::ptr_eq(c, conn));
     }
 
-    pub(super) fn fail_http2(&self, now: Instant, failure: Failure) {
-        lock(&self.lists).failed = Some((now, failure));
+    pub(super) fn fail(&self, version: HttpVersion, now: Instant, failure: Failure) {
+        lock(&self.lists).of(version).failed = Some((now, failure));
     }
 
     /// Why the connection failed that somebody else made while one waited since `since`.
-    pub(super) fn failed_since(&self, since: Instant) -> Option<Failure> {
-        let lists = lock(&self.lists);
-        lists.failed.as_ref().filter(|(at, _)| *at >= since).map(|(_, failure)| failure.clone())
+    pub(super) fn failed_since(&self, version: HttpVersion, since: Instant) -> Option<Failure> {
+        let mut lists = lock(&self.lists);
+        let failed = lists.of(version).failed.as_ref();
+        failed.filter(|(at, _)| *at >= since).map(|(_, failure)| failure.clone())
     }
 
     fn sweep(&self, now: Instant) -> usize {
         let mut lists = lock(&self.lists);
-        let before = lists.idle.len() + lists.http2.len();
+        let before = lists.len();
         lists.idle.retain(|i| !i.conn.send.is_closed() && i.expires.is_none_or(|t| t > now));
-        lists.http2.retain(|c| c.is_usable(now, 0));
-        before - lists.idle.len() - lists.http2.len()
+        lists.http2.conns.retain(|c| c.is_usable(now, 0));
+        lists.carried.conns.retain(|c| c.is_usable(now, 0));
+        before - lists.len()
     }
 }
 
+impl Lists {
+    fn of(&mut self, version: HttpVersion) -> &mut Multiplexed {
+        if version == HttpVersion::Carried { &mut self.carried } else { &mut self.http2 }
+    }
+
+    fn len(&self) -> usize {
+        self.idle.len() + self.http2.conns.len() + self.carried.conns.len()
+    }
+}
+
+/// How many connections one shard has to one endpoint that take several requests at once.
+fn most(version: HttpVersion) -> usize {
+    if version == HttpVersion::Carried { carried::MAX_CONNECTIONS } else { MAX_HTTP2_CONNECTIONS }
+}
+
 impl Http2 {
-    pub(super) fn new(send: http2::SendRequest<Body>, remote: Remote) -> Self {
+    pub(super) fn new(send: http2::SendRequest<Body>, remote: Remote, version: HttpVersion) -> Self {
         Self {
             send: Mutex::new(Some(send)),
             remote,
+            version,
             started: AtomicU32::new(0),
             active: AtomicU32::new(0),
             room: StreamRoom::default(),
@@ -286,6 +352,11 @@ impl Http2 {
 
     fn is_closed(&self) -> bool {
         lock(&self.send).as_ref().is_none_or(http2::SendRequest::is_closed)
+    }
+
+    fn room(&self) -> usize {
+        let room = self.room.get();
+        if self.version == HttpVersion::Carried { room.min(carried::MAX_STREAMS as usize) } else { room }
     }
 
     fn active(&self) -> usize {
@@ -346,7 +417,14 @@ impl Stream {
     fn start(conn: &Arc<Http2>, home: &Home) -> Self {
         conn.active.fetch_add(1, Ordering::Relaxed);
         conn.started.fetch_add(1, Ordering::Relaxed);
-        Self { conn: Arc::clone(conn), home: home.clone() }
+        Self { conn: Arc::clone(conn), home: home.clone(), slot: None }
+    }
+
+    /// Holds `slot`, too, until it ends.
+    pub(super) fn with_slot(self, slot: Option<Slot>) -> Self {
+        let mut this = self;
+        this.slot = slot;
+        this
     }
 
     pub(super) fn home(&self) -> &Home {
@@ -362,6 +440,20 @@ impl Drop for Stream {
             // Unused now: it may make room for another.
             self.home.shared.wake_one(self.home.place);
         }
+    }
+}
+
+impl Slot {
+    pub(super) fn new(permit: Permit, home: &Home) -> Self {
+        Self { permit: Some(permit), shared: Arc::clone(&home.shared), place: home.place }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // Before the wake, so that whoever wakes finds the room.
+        self.permit = None;
+        self.shared.wake_one(self.place);
     }
 }
 

@@ -7,7 +7,8 @@
 //! for which it was verified.
 //!
 //! - HTTP/1.1: the connection that was used last is used next; it goes back when its response's body has
-//!   ended. HTTP/2: one connection is shared, another is made when its streams are in use.
+//!   ended. HTTP/2: one connection is shared, another is made when its streams are in use; so it is where
+//!   HTTP/1.1 is [`carried`] to another proxy.
 //! - The cluster's limits: connections, requests that wait for one, requests on one connection, the time
 //!   that a connection may take and how long an unused one is kept (looked at when one is needed, and by
 //!   [`Pool::sweep`], which the owner calls now and then). When all connections are in use, a request waits
@@ -53,10 +54,12 @@
 //! ```
 
 mod body;
+pub mod carried;
 mod connect;
 mod drive;
 mod endpoint;
 mod error;
+mod handshake;
 mod io;
 mod shared;
 mod take;
@@ -82,7 +85,8 @@ use tower_service::Service;
 pub use connect::{ConnectTo, Connected, HttpVersion, TcpConnect, TcpFuture};
 pub use endpoint::{MAX_HTTP2_CONNECTIONS, MAX_IDLE};
 pub use error::TryError;
-pub use take::{MAX_HEAD_BYTES, MAX_STALE};
+pub use handshake::MAX_HEAD_BYTES;
+pub use take::MAX_STALE;
 pub use upgrade::{Upgrade, caller_half, join_upgrade};
 
 use endpoint::EndpointPool;

@@ -1,18 +1,18 @@
 //! The way of one request: a connection is found or made, and the request sent.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::TrySendError;
 use mesh_core::body::{Body, BoxError};
-use mesh_core::cluster::{Cluster, ClusterSettings, Dispatch, Endpoint, Gauge, InFlight, Limits, Permit};
+use mesh_core::cluster::{
+    Cluster, ClusterSettings, Dispatch, Endpoint, EndpointKey, Gauge, InFlight, Limits, Permit, UpstreamTls,
+};
 use mesh_core::facts::Upstream;
 use mesh_core::failure::{Failure, FailureCode};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,10 +20,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tower_service::Service;
 
 use super::body::{Lease, Leased};
+use super::carried::can_carry;
 use super::connect::{ConnectTo, Connected, HttpVersion};
-use super::drive;
-use super::endpoint::{EndpointPool, Found, Home, Http1, Http2, Remote, Shard, Stream};
+use super::endpoint::{EndpointPool, Found, Home, Http1, Remote, Shard, Slot, Stream};
 use super::error::TryError;
+use super::handshake::{Made, handshake};
 use super::io::Open;
 use super::shared::{Place, Shared};
 use super::upgrade::StillInFlight;
@@ -32,8 +33,6 @@ use crate::attempt::{Report, unconnected};
 
 /// How many kept connections a request that is handed back unsent is given before it gets a fresh one.
 pub const MAX_STALE: u32 = 3;
-/// The largest head of a response, in bytes.
-pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
 /// How long a connection whose last response has just ended may take to say that it is free.
 const SETTLE: Duration = Duration::from_millis(2);
 /// How long a connection without a timeout of its own may take; the default of a cluster.
@@ -51,6 +50,9 @@ enum Room {
     Free(Http1),
 }
 
+/// There is no room for one more carried request.
+struct Full;
+
 /// What a request waits for; tells what went wrong when the time is over.
 #[derive(Clone, Copy)]
 enum Stage {
@@ -65,6 +67,8 @@ struct Taker<C> {
     home: Home,
     limits: Limits,
     connect_timeout: Duration,
+    /// What a new connection offers.
+    want: HttpVersion,
 }
 
 pub(super) async fn send<C, IO>(
@@ -83,8 +87,8 @@ where
     let report = Report::of(request.extensions());
     let version = request.version();
     let settings = cluster.load_settings();
-    let want = wire::wanted(settings.protocol, version, wire::is_upgrade(request.headers()));
-    let mut taker = Taker::new(connector, cluster, endpoint, shared, shard, &settings);
+    let want = wanted(&request, &settings, endpoint.key());
+    let mut taker = Taker::new(connector, cluster, endpoint, shared, shard, &settings, want);
     drop(settings);
     let target = Arc::clone(&taker.home.target);
     let address = &target.key().address;
@@ -94,11 +98,11 @@ where
 
     let mut stale = 0;
     loop {
-        let taken = taker.take(pool, pool.version(want), stale >= MAX_STALE).await;
+        let taken = taker.take(pool, stale >= MAX_STALE).await;
         let (conn, reused) = taken.inspect_err(|_| report.tell(|| unconnected(Arc::clone(&target))))?;
         let (remote, to) = match &conn {
             Conn::Http1(c) => (&c.remote, HttpVersion::Http1),
-            Conn::Http2(s) => (&s.conn.remote, HttpVersion::Http2),
+            Conn::Http2(s) => (&s.conn.remote, s.conn.version),
         };
         let upstream =
             || Upstream { endpoint: Arc::clone(&target), address: remote.address, peer: remote.peer.clone() };
@@ -114,6 +118,19 @@ where
             Err(Failed::Back(_, error)) => return Err(TryError::handed_back(error, address)),
         }
     }
+}
+
+/// What to speak, as far as the endpoint can. Only a proxy carries, and it is reached with the mesh's TLS; where
+/// a connection serves one request there is nothing to share.
+fn wanted(request: &Request<Body>, settings: &ClusterSettings, endpoint: &EndpointKey) -> HttpVersion {
+    let upgrade = wire::is_upgrade(request.headers());
+    let want = wire::wanted(settings.protocol, request.version(), upgrade);
+    let carry = want == HttpVersion::Http1
+        && settings.carry
+        && settings.limits.requests_per_connection != 1
+        && matches!(endpoint.tls, UpstreamTls::Mutual { .. })
+        && can_carry(request);
+    if carry { HttpVersion::Carried } else { want }
 }
 
 /// An exchange that brought no answer.
@@ -182,7 +199,7 @@ async fn exchange(
                         && let Some(shard) = home.find()
                     {
                         // It takes no more streams; those that it has go on.
-                        shard.remove_http2(&stream.conn);
+                        shard.remove(&stream.conn);
                     }
                     Err(failed)
                 }
@@ -226,6 +243,7 @@ impl<C> Taker<C> {
         shared: Arc<Shared>,
         shard: usize,
         settings: &ClusterSettings,
+        want: HttpVersion,
     ) -> Self {
         let place = Place::new(&cluster, target.state());
         let home = Home {
@@ -236,7 +254,8 @@ impl<C> Taker<C> {
             idle_timeout: settings.idle_timeout,
             max_requests: settings.limits.requests_per_connection,
         };
-        Self { connector, cluster, home, limits: settings.limits, connect_timeout: settings.connect_timeout }
+        let (limits, connect_timeout) = (settings.limits, settings.connect_timeout);
+        Self { connector, cluster, home, limits, connect_timeout, want }
     }
 }
 
@@ -247,12 +266,8 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     /// A connection, and whether it was there before. `fresh` uses none that was.
-    async fn take(
-        &mut self,
-        pool: &EndpointPool,
-        want: HttpVersion,
-        fresh: bool,
-    ) -> Result<(Conn, bool), TryError> {
+    async fn take(&mut self, pool: &EndpointPool, fresh: bool) -> Result<(Conn, bool), TryError> {
+        let want = pool.version(self.want);
         let shard = pool.shard(self.home.shard).ok_or_else(|| Failure::new(FailureCode::Internal))?;
         if !fresh && let Some(conn) = self.kept(shard, want).await {
             return Ok((conn, true));
@@ -263,7 +278,7 @@ where
         let mut stage = Stage::Room;
         // Boxed, because it is large (a whole handshake may run in it) and few requests need it: they would all
         // carry room for it.
-        let obtaining = Box::pin(self.obtain(pool, shard, want, fresh, started, &mut stage));
+        let obtaining = Box::pin(self.obtain(pool, shard, want, fresh, &mut stage));
         match timeout_at(deadline, obtaining).await {
             Ok(taken) => taken,
             Err(_) => Err(TryError::unsent(self.too_late(stage))),
@@ -274,9 +289,10 @@ where
     async fn kept(&self, shard: &Shard, want: HttpVersion) -> Option<Conn> {
         let now = Instant::now();
         match want {
-            HttpVersion::Http2 => {
-                let crowded = shard.is_full();
-                shard.take_http2(now, &self.home, crowded).map(Conn::Http2)
+            HttpVersion::Http2 | HttpVersion::Carried => {
+                let stream = shard.take_stream(want, now, &self.home, false)?;
+                let slot = self.slot(want).ok()?;
+                Some(Conn::Http2(stream.with_slot(slot)))
             }
             HttpVersion::Http1 => match shard.take_http1(now)? {
                 Found::Ready(conn) => Some(Conn::Http1(conn)),
@@ -298,31 +314,66 @@ where
         shard: &Shard,
         want: HttpVersion,
         fresh: bool,
-        started: Instant,
         stage: &mut Stage,
     ) -> Result<(Conn, bool), TryError> {
         if want == HttpVersion::Http1 {
             return self.open(pool, shard, want, fresh, stage).await;
         }
-        let _gate = shard.gate.lock().await;
-        // What somebody else made, or failed to make, while this one waited.
-        if !fresh && let Some(stream) = shard.take_http2(Instant::now(), &self.home, shard.is_full()) {
-            return Ok((Conn::Http2(stream), true));
+        let slot = self.wait_for_slot(want).await;
+        let started = Instant::now();
+        let gate = shard.gate(want).lock().await;
+        // What somebody else made, failed to make, or learned while this one waited.
+        let now = Instant::now();
+        if !fresh && let Some(stream) = shard.take_stream(want, now, &self.home, self.full()) {
+            return Ok((Conn::Http2(stream.with_slot(slot)), true));
         }
-        if let Some(failure) = shard.failed_since(started) {
+        if let Some(failure) = shard.failed_since(want, started) {
             return Err(TryError::unsent(failure));
         }
-        if self.full()
-            && !fresh
-            && let Some(stream) = shard.take_http2(Instant::now(), &self.home, true)
-        {
-            return Ok((Conn::Http2(stream), true));
+        if want == HttpVersion::Carried && pool.version(want) == HttpVersion::Http1 {
+            drop((gate, slot));
+            return match self.kept(shard, HttpVersion::Http1).await {
+                Some(conn) if !fresh => Ok((conn, true)),
+                _ => self.open(pool, shard, HttpVersion::Http1, fresh, stage).await,
+            };
         }
         let opened = self.open(pool, shard, want, fresh, stage).await;
-        if let Err(error) = &opened {
-            shard.fail_http2(Instant::now(), error.failure().clone());
+        match opened {
+            Ok((Conn::Http2(stream), reused)) => Ok((Conn::Http2(stream.with_slot(slot)), reused)),
+            Ok(other) => Ok(other),
+            Err(error) => {
+                shard.fail(want, Instant::now(), error.failure().clone());
+                Err(error)
+            }
         }
-        opened
+    }
+
+    /// Room for one more carried request, where connections are limited: there as many of them as there may be
+    /// connections, because each would have one to itself otherwise.
+    fn slot(&self, want: HttpVersion) -> Result<Option<Slot>, Full> {
+        let limit = self.limits.connections;
+        if want != HttpVersion::Carried || limit == u32::MAX {
+            return Ok(None);
+        }
+        // Asked for first, because waiting is no overflow.
+        if self.cluster.in_use(Gauge::Carried) >= limit {
+            return Err(Full);
+        }
+        let permit = self.cluster.try_acquire(Gauge::Carried, limit).ok_or(Full)?;
+        Ok(Some(Slot::new(permit, &self.home)))
+    }
+
+    async fn wait_for_slot(&self, want: HttpVersion) -> Option<Slot> {
+        loop {
+            if let Ok(slot) = self.slot(want) {
+                return slot;
+            }
+            let mut ticket = self.home.shared.queue(self.home.place);
+            if let Ok(slot) = self.slot(want) {
+                return slot;
+            }
+            ticket.woken().await;
+        }
     }
 
     async fn open(
@@ -338,20 +389,14 @@ where
             Room::Open(open) => open,
         };
         *stage = Stage::Connection;
-        let conn = self.connect(open, want).await.map_err(TryError::unsent)?;
-        Ok((
-            match conn {
-                Made::Http1(conn) => {
-                    pool.agreed(want, HttpVersion::Http1);
-                    Conn::Http1(conn)
-                }
-                Made::Http2(conn) => {
-                    pool.agreed(want, HttpVersion::Http2);
-                    Conn::Http2(shard.add_http2(conn, &self.home))
-                }
-            },
-            false,
-        ))
+        let offer = if self.want == HttpVersion::Carried { self.want } else { want };
+        let (made, agreed) = self.connect(open, offer).await.map_err(TryError::unsent)?;
+        pool.agreed(offer, agreed);
+        let conn = match made {
+            Made::Http1(conn) => Conn::Http1(conn),
+            Made::Http2(conn) => Conn::Http2(shard.add(conn, &self.home)),
+        };
+        Ok((conn, false))
     }
 
     /// Waits for room under the cluster's limit of connections.
@@ -435,12 +480,12 @@ where
         }
     }
 
-    async fn connect(&mut self, open: Open, want: HttpVersion) -> Result<Made, Failure> {
+    async fn connect(&mut self, open: Open, offer: HttpVersion) -> Result<(Made, HttpVersion), Failure> {
         let key = self.home.target.key();
         let to = ConnectTo {
             address: key.address.clone(),
             tls: key.tls.clone(),
-            http: want,
+            http: offer,
             timeout: self.connect_timeout,
         };
         let failed = |error: BoxError| {
@@ -454,59 +499,14 @@ where
         };
         poll_fn(|cx| self.connector.poll_ready(cx)).await.map_err(|e| failed(e.into()))?;
         let connected = self.connector.call(to).await.map_err(|e| failed(e.into()))?;
+        let version = connected.protocol.unwrap_or(match offer {
+            HttpVersion::Carried => HttpVersion::Http1,
+            other => other,
+        });
         let remote = Remote { address: connected.address, peer: connected.peer };
-        let io = TokioIo::new(open.io(connected.io));
-        let failed = |error: hyper::Error| failed(error.into());
-        match connected.protocol.unwrap_or(want) {
-            HttpVersion::Http1 => {
-                let (send, conn) = http1::Builder::new()
-                    .max_header_size(MAX_HEAD_BYTES as usize)
-                    .handshake(io)
-                    .await
-                    .map_err(failed)?;
-                // Whoever uses it learns how it ended; unused, it is found closed. No async block, which would
-                // have room for the connection twice.
-                let task = tokio::spawn(conn.with_upgrades().map(drop));
-                Ok(Made::Http1(Http1 { send, task, remote, served: 0 }))
-            }
-            HttpVersion::Http2 => {
-                let (parts, mut runner) = drive::parts();
-                let (send, conn) = http2::Builder::new(parts)
-                    .timer(TokioTimer::new())
-                    .max_header_list_size(MAX_HEAD_BYTES)
-                    .handshake(io)
-                    .await
-                    .map_err(failed)?;
-                let made = Arc::new(Http2::new(send, remote));
-                // Weak, because the handles to send with end the connection when they are dropped.
-                let told = Arc::downgrade(&made);
-                let mut conn = Some(conn);
-                tokio::spawn(poll_fn(move |cx| {
-                    if let Some(running) = &mut conn {
-                        let told = told.upgrade();
-                        if let Some(told) = &told {
-                            told.room.listen(cx);
-                        }
-                        let done = Pin::new(&mut *running).poll(cx).is_ready();
-                        if let Some(told) = &told {
-                            told.room.tell(running.current_max_send_streams());
-                        }
-                        if done {
-                            conn = None;
-                            told.inspect(|told| told.end());
-                        }
-                    }
-                    runner.poll(cx)
-                }));
-                Ok(Made::Http2(made))
-            }
-        }
+        let made = handshake(open.io(connected.io), version, remote).await;
+        Ok((made.map_err(|e| failed(e.into()))?, version))
     }
-}
-
-enum Made {
-    Http1(Http1),
-    Http2(Arc<Http2>),
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ const HOP_BY_HOP: [HeaderName; 6] = [
 ];
 
 /// Which HTTP version a request should go out with: the one that the port declares; an undeclared port is
-/// spoken to as the caller speaks. An upgrade needs HTTP/1.1.
+/// spoken to as the caller speaks. An upgrade needs HTTP/1.1. Whether that is carried is decided apart.
 pub(super) fn wanted(protocol: Protocol, version: Version, upgrade: bool) -> HttpVersion {
     let http2 = protocol.is_http2()
         || (version == Version::HTTP_2 && !upgrade && !matches!(protocol, Protocol::Http1));
@@ -46,6 +46,7 @@ pub(super) fn prepare<B>(
     to: HttpVersion,
     cluster: &ClusterKey,
 ) -> Result<(), Failure> {
+    // Only what is no upgrade is carried.
     let upgrade = to == HttpVersion::Http1 && is_upgrade(request.headers());
     strip(request.headers_mut(), upgrade);
     if upgrade {
@@ -53,7 +54,7 @@ pub(super) fn prepare<B>(
     }
     match to {
         HttpVersion::Http1 => http1(request, cluster),
-        HttpVersion::Http2 => http2(request, cluster),
+        HttpVersion::Http2 | HttpVersion::Carried => http2(request, cluster),
     }
 }
 
