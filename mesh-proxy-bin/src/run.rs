@@ -19,6 +19,8 @@ use crate::{bind, cpu, logging};
 
 /// After the last connection is done, and at a deadline: how long runtimes may take to end.
 const RUNTIME_END: Duration = Duration::from_millis(200);
+/// How often a worker's runtime wakes though nothing happens; shorter than the timeouts that requests have.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// The sockets of one worker.
 struct Sockets {
@@ -159,11 +161,20 @@ fn worker(
                 tokio::spawn(outbound.serve(listener));
             }
             drop(draining);
+            tokio::spawn(heartbeat());
             watch.over().await;
         });
         runtime.shutdown_timeout(RUNTIME_END);
     };
     thread.spawn(run).context("no thread for a worker")
+}
+
+/// Keeps a timer that ends before those of connections do. tokio wakes its driver, with a write to the kernel,
+/// for each new timer that would be the first to end; every request begins one ([`HEADER_TIMEOUT`]).
+async fn heartbeat() {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+    }
 }
 
 fn listening(listener: TcpListener) -> Option<(tokio::net::TcpListener, std::net::SocketAddr)> {

@@ -11,7 +11,7 @@ use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh::core::body::{Body, BoxError};
 use mesh::core::facts::{Connection, Facts};
@@ -105,6 +105,8 @@ pub(crate) async fn http<I, S, R>(
             if version == Spoken::Carried {
                 carried::serve(&mut server);
             }
+            // Boxed, because hyper moves a request's future about before it runs, and it is large.
+            let handler = service_fn(move |request| Box::pin(handler.call(request)));
             let mut connection = Box::pin(server.serve_connection(io, handler));
             tokio::select! {
                 done = connection.as_mut() => done,
