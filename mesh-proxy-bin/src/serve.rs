@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh::core::body::{Body, BoxError};
 use mesh::core::facts::{Connection, Facts};
 use mesh::core::failure::Failure;
-use mesh::route::pool::{Upgrade, caller_half, carried, join_upgrade};
+use mesh::route::pool::{Gather, Upgrade, caller_half, carried, join_upgrade};
 use mesh::serve::{HEADER_TIMEOUT, MAX_ERROR_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::ServiceExt;
@@ -89,7 +89,6 @@ pub(crate) async fn http<I, S, R>(
         }
     });
 
-    let io = TokioIo::new(io);
     let done = match version {
         Spoken::Http2 | Spoken::Carried => {
             let mut server = http2::Builder::new(TokioExecutor::new());
@@ -107,7 +106,7 @@ pub(crate) async fn http<I, S, R>(
             }
             // Boxed, because hyper moves a request's future about before it runs, and it is large.
             let handler = service_fn(move |request| Box::pin(handler.call(request)));
-            let mut connection = Box::pin(server.serve_connection(io, handler));
+            let mut connection = Box::pin(server.serve_connection(TokioIo::new(Gather::new(io)), handler));
             tokio::select! {
                 done = connection.as_mut() => done,
                 // GOAWAY loses nothing: what was sent before the peer saw it is still answered.
@@ -124,7 +123,7 @@ pub(crate) async fn http<I, S, R>(
                 .auto_date_header(false)
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(MAX_HEAD_READ);
-            let mut connection = Box::pin(server.serve_connection(io, handler).with_upgrades());
+            let mut connection = Box::pin(server.serve_connection(TokioIo::new(io), handler).with_upgrades());
             let lingered = async {
                 stop.await;
                 tokio::time::sleep(DRAIN_LINGER).await;

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::body::{Body, BoxError};
 use mesh_core::facts::{Connection, Facts, LocalAddr, PeerAddr, Transport};
 use mesh_core::failure::Failure;
-use mesh_route::pool::{HttpVersion, carried};
+use mesh_route::pool::{Gather, HttpVersion, carried};
 use mesh_telemetry::layer::Measured;
 use mesh_tls::alpn::Negotiated;
 use mesh_tls::io::Rewind;
@@ -210,7 +210,6 @@ async fn http<I, S, R>(
             Ok::<_, Failure>(response)
         }
     });
-    let io = TokioIo::new(io);
     let done = match version {
         HttpVersion::Http2 | HttpVersion::Carried => {
             let mut server = http2::Builder::new(TokioExecutor::new());
@@ -223,7 +222,7 @@ async fn http<I, S, R>(
             if version == HttpVersion::Carried {
                 carried::serve(&mut server);
             }
-            let serving = server.serve_connection(io, handler);
+            let serving = server.serve_connection(TokioIo::new(Gather::new(io)), handler);
             tokio::pin!(serving);
             tokio::select! {
                 done = serving.as_mut() => done,
@@ -239,7 +238,7 @@ async fn http<I, S, R>(
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(MAX_HEADER_BYTES);
-            let serving = server.serve_connection(io, handler).with_upgrades();
+            let serving = server.serve_connection(TokioIo::new(io), handler).with_upgrades();
             tokio::pin!(serving);
             tokio::select! {
                 done = serving.as_mut() => done,

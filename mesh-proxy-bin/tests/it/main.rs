@@ -9,6 +9,7 @@
 )]
 
 mod authorization;
+mod carried;
 mod closed;
 mod demo;
 mod interop;

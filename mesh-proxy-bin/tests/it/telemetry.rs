@@ -78,7 +78,7 @@ async fn metrics_have_istios_names_and_labels() {
                 let count = sidecar.metric(&format!("{name}_count"), &labels).await;
                 assert_eq!(count, 1.0, "{name} {labels:?}\n{}", sidecar.metrics().await);
             }
-            assert_eq!(sidecar.metric("istio_request_bytes_sum", &labels).await, 5.0);
+            assert_eq!(sidecar.metric("istio_request_bytes_sum", &labels).await, 5.0, "{labels:?}");
         }
         let page = sidecar.metrics().await;
         let line = page.lines().find(|l| l.starts_with("istio_requests_total{")).unwrap();

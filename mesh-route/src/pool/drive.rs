@@ -21,15 +21,18 @@ type Part = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct Parts(UnboundedSender<Part>);
 
 /// Runs them.
-#[derive(Debug)]
 pub(super) struct Runner {
     incoming: UnboundedReceiver<Part>,
+    /// The connection itself, which hyper gives first. It comes after the requests, so that it writes what all of
+    /// them have to send.
+    connection: Option<Part>,
+    began: bool,
     running: FuturesUnordered<Part>,
 }
 
 pub(super) fn parts() -> (Parts, Runner) {
     let (send, incoming) = unbounded_channel();
-    (Parts(send), Runner { incoming, running: FuturesUnordered::new() })
+    (Parts(send), Runner { incoming, connection: None, began: false, running: FuturesUnordered::new() })
 }
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Parts {
@@ -47,6 +50,11 @@ impl Runner {
             let mut more = false;
             loop {
                 match self.incoming.poll_recv(cx) {
+                    Poll::Ready(Some(part)) if !self.began => {
+                        self.began = true;
+                        self.connection = Some(part);
+                        more = true;
+                    }
                     Poll::Ready(Some(part)) => {
                         self.running.push(part);
                         more = true;
@@ -61,12 +69,17 @@ impl Runner {
             while let Poll::Ready(Some(())) = Pin::new(&mut self.running).poll_next(cx) {
                 more = true;
             }
-            if closed && self.running.is_empty() {
+            if more {
+                continue;
+            }
+            if self.connection.as_mut().is_some_and(|connection| connection.as_mut().poll(cx).is_ready()) {
+                self.connection = None;
+                continue;
+            }
+            if closed && self.running.is_empty() && self.connection.is_none() {
                 return Poll::Ready(());
             }
-            if !more {
-                return Poll::Pending;
-            }
+            return Poll::Pending;
         }
     }
 }

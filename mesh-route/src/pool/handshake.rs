@@ -13,6 +13,7 @@ use super::carried;
 use super::connect::HttpVersion;
 use super::drive;
 use super::endpoint::{Http1, Http2, Remote};
+use super::gather::Gather;
 
 /// The largest head of a response, in bytes.
 pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
@@ -31,8 +32,8 @@ pub(super) async fn handshake<IO>(io: IO, version: HttpVersion, remote: Remote) 
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let io = TokioIo::new(io);
     if version == HttpVersion::Http1 {
+        let io = TokioIo::new(io);
         let (send, conn) =
             http1::Builder::new().max_header_size(MAX_HEAD_BYTES as usize).handshake(io).await?;
         // Whoever uses it learns how it ended; unused, it is found closed. No async block, which would have room
@@ -50,7 +51,7 @@ where
             .initial_connection_window_size(carried::CONNECTION_WINDOW)
             .max_send_buf_size(carried::STREAM_WINDOW as usize);
     }
-    let (send, conn) = client.handshake(io).await?;
+    let (send, conn) = client.handshake(TokioIo::new(Gather::new(io))).await?;
     let made = Arc::new(Http2::new(send, remote, version));
     // Weak, because the handles to send with end the connection when they are dropped.
     let told = Arc::downgrade(&made);

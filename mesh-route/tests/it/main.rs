@@ -7,6 +7,7 @@
     reason = "these are tests, and so are their helpers"
 )]
 
+mod carried;
 mod pool;
 mod stack;
 mod support;
