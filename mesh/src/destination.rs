@@ -245,6 +245,23 @@ mod tests {
     }
 
     #[test]
+    fn who_says_no_gets_no_shared_connections() {
+        for (policy, carry, protocol) in [
+            ("DEFAULT", true, Protocol::Http1),
+            ("DO_NOT_UPGRADE", false, Protocol::Http1),
+            ("UPGRADE", true, Protocol::Http2),
+        ] {
+            let rule = rule(&format!(
+                "{{host: a, trafficPolicy: {{connectionPool: {{http: {{h2UpgradePolicy: {policy}}}}}}}}}"
+            ));
+            let mut effective = EffectivePolicy::default();
+            effective.connection_pool = rule.spec.traffic_policy.unwrap().connection_pool;
+            let settings = settings(&effective, Protocol::Http1);
+            assert_eq!((settings.carry, settings.protocol), (carry, protocol), "{policy}");
+        }
+    }
+
+    #[test]
     fn blocks_become_settings() {
         let rule = rule(
             "{host: a, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}, retryBudget: {percent: 50}, \
@@ -263,6 +280,7 @@ mod tests {
         assert_eq!(settings.connect_timeout, Duration::from_secs(2));
         assert_eq!(settings.idle_timeout, None);
         assert_eq!(settings.protocol, Protocol::Http2);
+        assert!(settings.carry);
         assert_eq!(settings.outlier.unwrap().consecutive_5xx, 2);
         assert_eq!((settings.retry_budget.percent, settings.retry_budget.min_concurrent), (50.0, 3));
     }

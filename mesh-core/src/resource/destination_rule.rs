@@ -249,7 +249,8 @@ mesh_types! {
         pub max_retries: u32,
         /// How long a connection may be idle; 1 h when absent.
         pub idle_timeout: Option<Duration>,
-        /// Whether HTTP/1.1 becomes HTTP/2 between sidecars.
+        /// Whether HTTP/1.1 becomes HTTP/2 on the way. By default it does not for whoever takes the request; two of
+        /// our own proxies still share connections for it, which `DO_NOT_UPGRADE` ends.
         pub h2_upgrade_policy: H2UpgradePolicy,
         /// Whether the caller's protocol is kept.
         pub use_client_protocol: bool,
@@ -344,10 +345,10 @@ mesh_enums! {
 
     /// Whether HTTP/1.1 becomes HTTP/2 between sidecars.
     pub enum H2UpgradePolicy {
-        /// The mesh's default, which is not to.
+        /// HTTP/1.1 arrives as such; how it is carried between two of our proxies is theirs to agree on.
         #[default]
         Default = "DEFAULT",
-        /// No.
+        /// No, and one request at a time on each connection.
         DoNotUpgrade = "DO_NOT_UPGRADE",
         /// Yes.
         Upgrade = "UPGRADE",

@@ -3,8 +3,8 @@
 //!
 //! Each stream is one HTTP/1.1 request and its answer. Only the wire differs: [`restore`] gives a request that
 //! has arrived the form of HTTP/1.1 before anything else looks at it, and the pool gives the answer the
-//! version that the caller speaks. What HTTP/2 cannot say (an upgrade, CONNECT, a `Host` that is no authority,
-//! several of them) goes over a connection that carries one request at a time.
+//! version that the caller speaks. What cannot be said so (an upgrade, CONNECT, a `Host` that is no authority,
+//! several of them, a POST that says nothing of a body) goes over a connection that carries one request at a time.
 //!
 //! A stream that nobody reads must not hold up its neighbours. So the window of a connection is the sum of the
 //! windows of its streams, and their number is small: what is unread of one never takes room from another.
@@ -52,15 +52,21 @@ pub const STREAM_WINDOW: u32 = 128 * 1024;
 /// The same for a connection: as much as all of its streams.
 pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 
-/// Whether a request can be carried. See the [module](self).
-pub(super) fn can_carry<B>(request: &Request<B>) -> bool {
-    if *request.method() == Method::CONNECT || is_upgrade(request.headers()) {
+/// Whether a request can be carried whose body has ended already, or not. See the [module](self).
+pub(super) fn can_carry<B>(request: &Request<B>, ended: bool) -> bool {
+    let (method, headers) = (request.method(), request.headers());
+    if *method == Method::CONNECT || is_upgrade(headers) {
+        return false;
+    }
+    // hyper would say of it that its body has length 0.
+    let bare = matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
+    if ended && !bare && !headers.contains_key(CONTENT_LENGTH) {
         return false;
     }
     match request.uri().authority() {
         Some(authority) => is_plain(authority),
         None => {
-            let mut hosts = request.headers().get_all(HOST).iter();
+            let mut hosts = headers.get_all(HOST).iter();
             let first = hosts.next();
             let parsed = first.map(|host| Authority::try_from(host.as_bytes()));
             hosts.next().is_none() && parsed.is_none_or(|a| a.is_ok_and(|a| is_plain(&a)))

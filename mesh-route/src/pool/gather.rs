@@ -12,7 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// head of an answer to its body: the body is asked for, and then handed over.
 pub const MAX_YIELDS: u8 = 2;
 
-/// How much is gathered before it is written in any case, in bytes: as much as one frame of HTTP/2.
+/// How much is gathered before it is written in any case, in bytes: as much as one frame of HTTP/2. Less than
+/// that may come on top of it once.
 pub const MAX_GATHERED: usize = 16 * 1024;
 
 pin_project! {
@@ -30,7 +31,9 @@ pin_project! {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {
     /// let (a, mut b) = tokio::io::duplex(64);
     /// let mut a = Gather::new(a);
-    /// a.write_all(b"hello").await.unwrap();
+    /// a.write_all(b"hel").await.unwrap();
+    /// a.write_all(b"lo").await.unwrap();
+    /// a.flush().await.unwrap();
     /// let mut read = [0; 5];
     /// b.read_exact(&mut read).await.unwrap();
     /// assert_eq!(&read, b"hello");
@@ -87,8 +90,11 @@ impl<IO: AsyncWrite> AsyncWrite for Gather<IO> {
         if self.gathered.len() >= MAX_GATHERED {
             ready!(self.as_mut().poll_write_out(cx))?;
         }
-        self.project().gathered.extend_from_slice(buf);
-        Poll::Ready(Ok(buf.len()))
+        let gathered = self.project().gathered;
+        // One call brings no more than a frame; were it more, the rest comes again.
+        let taken = buf.get(..MAX_GATHERED).unwrap_or(buf);
+        gathered.extend_from_slice(taken);
+        Poll::Ready(Ok(taken.len()))
     }
 
     // That pieces are not taken has frames of up to 1 KiB joined by whoever writes them.
@@ -104,5 +110,71 @@ impl<IO: AsyncWrite> AsyncWrite for Gather<IO> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.as_mut().poll_write_out(cx))?;
         self.project().io.poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// Keeps each write; takes at most so many bytes at once.
+    struct Wire(Vec<Vec<u8>>, usize);
+
+    impl AsyncWrite for Wire {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            let taken = buf.get(..self.1).unwrap_or(buf);
+            self.0.push(taken.to_vec());
+            Poll::Ready(Ok(taken.len()))
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_the_flush_is_one_write() {
+        let mut io = Gather::new(Wire(Vec::new(), usize::MAX));
+        for piece in ["head", "body", ""] {
+            io.write_all(piece.as_bytes()).await.unwrap();
+        }
+        assert!(io.io.0.is_empty());
+        io.flush().await.unwrap();
+        io.flush().await.unwrap();
+        io.write_all(b"more").await.unwrap();
+        io.shutdown().await.unwrap();
+        assert_eq!(io.io.0, [b"headbody".to_vec(), b"more".to_vec()]);
+    }
+
+    #[tokio::test]
+    async fn other_tasks_run_before_the_flush_a_few_times() {
+        let mut io = Gather::new(Wire(Vec::new(), usize::MAX));
+        io.write_all(b"x").await.unwrap();
+        let mut polls = 0;
+        let mut flush = Box::pin(io.flush());
+        std::future::poll_fn(|cx| {
+            polls += 1;
+            flush.as_mut().poll(cx)
+        })
+        .await
+        .unwrap();
+        assert_eq!(polls, MAX_YIELDS + 1);
+    }
+
+    #[tokio::test]
+    async fn no_more_than_the_limit_is_gathered() {
+        let mut io = Gather::new(Wire(Vec::new(), 10_000));
+        let large = vec![b'x'; MAX_GATHERED];
+        io.write_all(&large).await.unwrap();
+        assert!(io.io.0.is_empty());
+        io.write_all(b"y").await.unwrap();
+        assert_eq!((io.io.0.concat(), io.gathered.len()), (large, 1), "written first, in pieces");
+
+        let mut full = Gather::new(Wire(Vec::new(), 0));
+        full.write_all(b"x").await.unwrap();
+        assert_eq!(full.flush().await.unwrap_err().kind(), io::ErrorKind::WriteZero);
     }
 }

@@ -129,7 +129,7 @@ fn wanted(request: &Request<Body>, settings: &ClusterSettings, endpoint: &Endpoi
         && settings.carry
         && settings.limits.requests_per_connection != 1
         && matches!(endpoint.tls, UpstreamTls::Mutual { .. })
-        && can_carry(request);
+        && can_carry(request, http_body::Body::is_end_stream(request.body()));
     if carry { HttpVersion::Carried } else { want }
 }
 

@@ -26,6 +26,7 @@ async fn both_ends_know_each_other_and_the_protocol() {
     let (accept, connect) = (ca.accept("reviews", Mode::Strict), ca.connect("web"));
     for (alpn, agreed) in [
         (MeshAlpn::Http1, Negotiated::Http1),
+        (MeshAlpn::Carried, Negotiated::Carried),
         (MeshAlpn::Http2, Negotiated::Http2),
         (MeshAlpn::Tcp, Negotiated::Mesh),
     ] {

@@ -25,7 +25,7 @@ fn what_http2_cannot_say_is_not_carried() {
         (h1(b"reviews:9080"), true),
         (Request::get("/"), true), // the cluster's own name is given
         (Request::get("http://reviews/x").header("host", "a b"), true),
-        (Request::options("*").header("host", "a"), true),
+        (Request::options("*").header("host", "a").header("content-length", "0"), true),
         (h1(b""), false),
         (h1(b"a b"), false),
         (h1(b"user@a"), false),
@@ -39,7 +39,16 @@ fn what_http2_cannot_say_is_not_carried() {
     ];
     for (builder, want) in table {
         let request = built(builder);
-        assert_eq!(can_carry(&request), want, "{request:?}");
+        for ended in [false, true] {
+            assert_eq!(can_carry(&request, ended), want, "{request:?}");
+        }
+    }
+    for method in [Method::POST, Method::PUT, Method::PATCH, Method::OPTIONS] {
+        let bare = built(Request::builder().method(&method).header("host", "a"));
+        assert_eq!((can_carry(&bare, true), can_carry(&bare, false)), (false, true));
+        let told =
+            built(Request::builder().method(&method).header("host", "a").header("content-length", "0"));
+        assert!(can_carry(&told, true));
     }
 }
 
@@ -93,7 +102,7 @@ proptest! {
         let uri = if absolute { format!("http://{host}{path}") } else { path };
         let builder = Request::builder().method(method.as_str()).uri(uri).header("host", &host);
         let Ok(mut plain) = builder.header("x-a", "1").body(()) else { return Ok(()) };
-        if !can_carry(&plain) {
+        if !can_carry(&plain, false) {
             return Ok(());
         }
         let mut carried = plain.clone();
