@@ -170,7 +170,7 @@ fn worker(
 }
 
 /// Keeps a timer that ends before those of connections do. tokio wakes its driver, with a write to the kernel,
-/// for each new timer that would be the first to end; every request begins one ([`HEADER_TIMEOUT`]).
+/// for each new timer that would be the first to end; every request begins one (`HEADER_TIMEOUT`).
 async fn heartbeat() {
     loop {
         tokio::time::sleep(HEARTBEAT).await;

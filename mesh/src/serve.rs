@@ -316,4 +316,49 @@ mod tests {
         assert!(mesh_test::client::get(addr, "a", "/").await.is_err());
         drop(driver);
     }
+
+    /// Two embedding programs: the wire is ours, and the program sees HTTP/1.1.
+    #[tokio::test]
+    async fn carried_requests_are_http1_to_the_program() {
+        use mesh_tls::alpn::CARRIED;
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let objects = || {
+            let text = format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: a, namespace: default}}\n\
+                 spec: {{selector: {{app: a}}, ports: [{{name: http, port: 80}}]}}\n---\n\
+                 apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+                 metadata: {{name: a-1, namespace: default}}\nspec: {{address: 127.0.0.1, \
+                 ports: {{http: {}}}, serviceAccount: a, labels: {{app: a, security.istio.io/tlsMode: istio}}}}\n",
+                addr.port()
+            );
+            mesh_core::yaml::parse_objects("a.yaml", &text).unwrap()
+        };
+        let ca = mesh_test::yaml::Dir::new();
+        let identity = || crate::IdentitySource::DevCa(ca.file("ca"));
+        let server = Mesh::builder().objects(objects()).workload("default", "a-1").identity(identity());
+        let (server, served) = server.build().unwrap();
+        tokio::spawn(served.run());
+        let client = Mesh::builder().objects(objects()).account("default", "b").identity(identity());
+        let (client, called) = client.build().unwrap();
+        tokio::spawn(called.run());
+        server.readiness().ready().await;
+        client.readiness().ready().await;
+        let app = tower::service_fn(|request: Request<ServedBody>| async move {
+            let facts = Facts::of(&request).unwrap();
+            let carried = matches!(facts.connection().transport(),
+                Transport::Tls { alpn: Some(alpn), .. } if **alpn == *CARRIED);
+            let host = request.headers()["host"].to_str().unwrap();
+            let seen = format!("{carried} {:?} {} {host}", request.version(), request.uri());
+            Ok::<_, Infallible>(Response::new(Body::from(seen)))
+        });
+        tokio::spawn(async move { server.serve(listener, app, std::future::pending()).await });
+
+        let request = Request::get("http://a/x?y=1").body(Body::empty()).unwrap();
+        let response = client.client().oneshot(request).await.unwrap();
+        assert_eq!((response.status().as_u16(), response.version()), (200, http::Version::HTTP_11));
+        let read = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+        assert_eq!(read, "true HTTP/1.1 /x?y=1 a");
+    }
 }
