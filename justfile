@@ -34,6 +34,14 @@ imports:
             complain "$crate may know mesh-core and nothing else of the workspace"
         fi
     done
+    for crate in mesh mesh-proxy-bin; do
+        if grep -nE "^mesh-(proxy|controller|cli)\b *[.=]" "$crate/Cargo.toml"; then
+            complain "$crate knows nothing of Kubernetes' side: mesh-controller and mesh-cli stand above it"
+        fi
+    done
+    if grep -nE "^mesh-(proxy|cli)\b *[.=]" mesh-controller/Cargo.toml; then
+        complain "mesh-controller knows neither the sidecar's program nor meshctl"
+    fi
     exit $bad
 
 # The tests that need nothing but a Rust toolchain and a C compiler.
@@ -57,6 +65,8 @@ features:
     done
     cargo check --quiet -p tower-mesh --lib
     cargo check --quiet -p mesh-proxy --bins
+    cargo check --quiet -p mesh-controller --lib
+    cargo check --quiet -p mesh-cli --bins
     cargo check --quiet -p tower-mesh-core --lib --features schema
     cargo check --quiet -p tower-mesh-core --lib --features kube
     cargo check --quiet -p tower-mesh-telemetry --lib --features otel

@@ -70,6 +70,8 @@ pub struct Document {
     pub line: u32,
     /// Which of the file's documents it is, counted from 0.
     pub index: u32,
+    /// Where it stands in the text, in bytes, with the marker and the comments before it.
+    pub span: std::ops::Range<usize>,
     /// What it holds, or why it is not YAML.
     pub root: Result<Node, InvalidYaml>,
 }
@@ -191,15 +193,19 @@ fn segments(path: &str) -> impl Iterator<Item = &str> {
 /// assert_eq!(documents[0].root.as_ref().unwrap().line_of("a"), 1);
 /// assert!(documents[1].root.is_err());
 /// assert_eq!(documents[2].root.as_ref().unwrap().line_of("c"), 7);
+/// assert_eq!(documents[0].span, 0..5);
 /// ```
 pub fn documents(text: &str) -> Vec<Document> {
+    let whole = text.len();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let before = whole - text.len();
     let mut documents = Vec::new();
     let mut index = 0;
-    for (line, chunk) in chunks(text) {
+    for (line, at, chunk) in chunks(text) {
+        let span = before + at..before + at + chunk.len();
         if documents.len() >= MAX_DOCUMENTS {
             let message = format!("the file has more than {MAX_DOCUMENTS} documents; split it");
-            documents.push(Document { line, index, root: Err(InvalidYaml { line, message }) });
+            documents.push(Document { line, index, span, root: Err(InvalidYaml { line, message }) });
             break;
         }
         let root = parse(chunk, line);
@@ -210,15 +216,15 @@ pub fn documents(text: &str) -> Vec<Document> {
             Ok(node) => node.line,
             Err(error) => error.line,
         };
-        documents.push(Document { line, index, root });
+        documents.push(Document { line, index, span, root });
         index += 1;
     }
     documents
 }
 
-/// The documents of a text with the lines that they start on. A line that starts with `---` or `...` ends a
+/// The documents of a text with the lines and places that they start on. A line that starts with `---` or `...` ends a
 /// document whatever stands around it: YAML lets no scalar hold one.
-fn chunks(text: &str) -> Vec<(u32, &str)> {
+fn chunks(text: &str) -> Vec<(u32, usize, &str)> {
     let mut chunks = Vec::new();
     let mut start = 0;
     let mut start_line = 1;
@@ -235,16 +241,16 @@ fn chunks(text: &str) -> Vec<(u32, &str)> {
             })
         };
         if (marker("---") && !directives()) || marker("...") {
-            chunks.push((start_line, text.get(start..at).unwrap_or_default()));
+            chunks.push((start_line, start, text.get(start..at).unwrap_or_default()));
             // `...` itself holds nothing; `---` may be followed by content on its line.
             start = if marker("...") { at + piece.len() } else { at };
             start_line = if marker("...") { line + 1 } else { line };
         }
         at += piece.len();
     }
-    chunks.push((start_line, text.get(start..).unwrap_or_default()));
+    chunks.push((start_line, start, text.get(start..).unwrap_or_default()));
     // Only what YAML takes for white: other spaces are content, here as behind a `---`.
-    chunks.retain(|(_, chunk)| !chunk.trim_matches([' ', '\t', '\r', '\n']).is_empty());
+    chunks.retain(|(.., chunk)| !chunk.trim_matches([' ', '\t', '\r', '\n']).is_empty());
     chunks
 }
 
