@@ -1,10 +1,11 @@
 //! The command line. Every flag has an environment variable `MESH_*`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 /// The mesh's sidecar.
 #[derive(Debug, Parser)]
@@ -20,6 +21,8 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Load a directory and report what would not be applied; exits with 1 when there is something
     Check(CheckArgs),
+    /// Redirect the traffic of this network (a pod's) to the sidecar in it; needs NET_ADMIN
+    Init(Box<InitArgs>),
     /// Show a small mesh at work on this machine: mTLS, a canary, a refusal
     Demo(DemoArgs),
 }
@@ -110,6 +113,66 @@ pub(crate) struct CheckArgs {
     pub(crate) output: OutputFormat,
 }
 
+/// `mesh-proxy init`
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Where outgoing connections are redirected to
+    #[arg(long, value_name = "PORT", default_value = "15001", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) outbound_port: u16,
+
+    /// Where incoming connections are redirected to
+    #[arg(long, value_name = "PORT", default_value = "15006", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) inbound_port: u16,
+
+    /// The sidecar's user, whose own connections are left alone
+    #[arg(long, value_name = "UID", default_value = "1337", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) uid: u32,
+
+    /// The sidecar's group, whose own connections are left alone
+    #[arg(long, value_name = "GID", default_value = "1337", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) gid: u32,
+
+    /// Incoming ports that are redirected; * for all, nothing for none
+    #[arg(long, value_name = "PORTS", default_value = "*", value_parser = selection::<u16>)]
+    pub(crate) include_inbound_ports: Selection<u16>,
+
+    /// Incoming ports that are not
+    #[arg(long, value_name = "PORTS", default_value = "15020,15021,15090", value_parser = list::<u16>)]
+    pub(crate) exclude_inbound_ports: List<u16>,
+
+    /// Outgoing ports that are redirected whatever the address
+    #[arg(long, value_name = "PORTS", default_value = "", value_parser = list::<u16>)]
+    pub(crate) include_outbound_ports: List<u16>,
+
+    /// Outgoing ports that are not
+    #[arg(long, value_name = "PORTS", default_value = "", value_parser = list::<u16>)]
+    pub(crate) exclude_outbound_ports: List<u16>,
+
+    /// Addresses to which connections are redirected; * for all, nothing for none
+    #[arg(long, value_name = "RANGES", default_value = "*", value_parser = selection::<IpNet>)]
+    pub(crate) include_outbound_ranges: Selection<IpNet>,
+
+    /// Addresses to which they are not
+    #[arg(long, value_name = "RANGES", default_value = "", value_parser = list::<IpNet>)]
+    pub(crate) exclude_outbound_ranges: List<IpNet>,
+
+    /// Network interfaces that are left alone
+    #[arg(long, value_name = "NAMES", default_value = "", value_parser = list::<Interface>)]
+    pub(crate) exclude_interfaces: List<Interface>,
+
+    /// By which program the rules are set up; auto takes nft, or iptables where that is missing
+    #[arg(long, value_name = "PROGRAM", default_value = "auto")]
+    pub(crate) backend: Backend,
+
+    /// Remove what an earlier run set up
+    #[arg(long)]
+    pub(crate) cleanup: bool,
+
+    /// Print the rules and change nothing; needs no right
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
 /// `mesh-proxy demo`
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
@@ -132,6 +195,76 @@ pub(crate) enum LogFormat {
 pub(crate) enum OutputFormat {
     Text,
     Json,
+}
+
+/// How many entries a list of `mesh-proxy init` may have.
+const MAX_LIST: usize = 512;
+/// The longest name of a network interface: Linux' `IFNAMSIZ` without its final zero.
+const MAX_INTERFACE: usize = 15;
+
+/// The program that sets rules up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    Auto,
+    Nftables,
+    Iptables,
+}
+
+/// A list with commas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct List<T>(pub(crate) Vec<T>);
+
+/// Everything, or a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Selection<T> {
+    All,
+    Only(Vec<T>),
+}
+
+/// The name of a network interface. It is written into scripts, so nothing else may be one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Interface(pub(crate) String);
+
+/// What a list may hold.
+trait Item: Sized {
+    fn read(text: &str) -> Result<Self, String>;
+}
+
+impl Item for u16 {
+    fn read(text: &str) -> Result<Self, String> {
+        let port = text.parse().ok().filter(|port| *port > 0);
+        port.ok_or_else(|| format!("{text:?} is no port; write numbers from 1 to 65535"))
+    }
+}
+
+impl Item for IpNet {
+    fn read(text: &str) -> Result<Self, String> {
+        let net = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        net.map_err(|_| format!("{text:?} is no range of addresses; write such as 10.0.0.0/8"))
+    }
+}
+
+impl Item for Interface {
+    fn read(text: &str) -> Result<Self, String> {
+        let good = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if good && text.len() <= MAX_INTERFACE {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(format!("{text:?} is no name of a network interface, such as eth1"))
+    }
+}
+
+fn list<T: Item>(text: &str) -> Result<List<T>, String> {
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(T::read);
+    let list = items.collect::<Result<Vec<_>, _>>()?;
+    match list.len() {
+        0..=MAX_LIST => Ok(List(list)),
+        n => Err(format!("{n} entries; at most {MAX_LIST} are allowed")),
+    }
+}
+
+fn selection<T: Item>(text: &str) -> Result<Selection<T>, String> {
+    if text.trim() == "*" { Ok(Selection::All) } else { list(text).map(|list| Selection::Only(list.0)) }
 }
 
 /// `NAMESPACE/NAME`.

@@ -16,7 +16,13 @@ mod demo;
 mod detect;
 mod drain;
 mod inbound;
+mod init;
 mod logging;
+#[expect(
+    dead_code,
+    reason = "transparent listeners, its callers, are not there yet; a test in a network has it"
+)]
+mod original;
 mod outbound;
 mod relay;
 mod run;
@@ -35,6 +41,7 @@ pub fn main(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match Cli::parse_from(command_line).command {
         Command::Run(args) => run::run(*args),
         Command::Check(args) => check::run(&args),
+        Command::Init(args) => init::run(&args),
         Command::Demo(args) => demo(args),
     };
     result.unwrap_or_else(|error| {

@@ -12,10 +12,13 @@ mod authorization;
 mod carried;
 mod closed;
 mod demo;
+mod interception;
 mod interop;
 mod lifecycle;
 mod limits;
 mod mtls;
+#[path = "../../src/original.rs"]
+mod original;
 mod reload;
 mod resilience;
 mod rotation;
