@@ -41,8 +41,8 @@ pub struct NotAReview(&'static str);
 /// Answers an AdmissionReview: a Pod that is being made and is to have a sidecar gets it by a JSON patch, one
 /// that cannot have it is refused with the reason, everything else is allowed as it is.
 ///
-/// `labels_of` gives the labels of a namespace, or nothing when it is not known. A pod there is refused: that
-/// its namespace asks for a sidecar cannot be ruled out, and its owner tries again.
+/// `labels_of` gives the labels of a namespace, or nothing when it is not known. A pod there is refused, unless it
+/// is left alone in any case: that its namespace asks for a sidecar cannot be ruled out, and its owner tries again.
 ///
 /// # Errors
 ///
@@ -77,10 +77,6 @@ fn respond(settings: &Settings, labels_of: impl FnOnce(&str) -> Option<Labels>, 
         return refused(&Refusal::new("request.object", "is missing"));
     };
     let namespace = text("/request/namespace");
-    let Some(labels) = labels_of(namespace) else {
-        let field = format!("metadata.namespace {namespace:?}");
-        return refused(&Refusal::new(field, "is not known to the controller yet; try again"));
-    };
     // The API server leaves them out of what is inside of a request, or has them: the request decides.
     let mut named = pod.clone();
     if let Some(named) = named.as_object_mut() {
@@ -90,7 +86,15 @@ fn respond(settings: &Settings, labels_of: impl FnOnce(&str) -> Option<Labels>, 
             metadata.insert("namespace".into(), json!(namespace));
         }
     }
-    match inject_object(settings, namespace, |_| labels, &named) {
+    let labels = labels_of(namespace);
+    let known = labels.is_some();
+    match inject_object(settings, namespace, |_| labels.unwrap_or_default(), &named) {
+        // Left alone whatever the namespace says; what else there is depends on it.
+        Ok(Injection::Skipped(why)) if why.whatever_the_namespace_says() => allowed(&why.to_string()),
+        _ if !known => {
+            let message = format!("namespace {namespace:?} is not known to the controller yet; try again");
+            refused(&Refusal::new("metadata.namespace", message))
+        }
         Err(refusal) => refused(&refusal),
         Ok(Injection::NoPod) => allowed("not a pod"),
         Ok(Injection::Skipped(why)) => allowed(&why.to_string()),

@@ -1,4 +1,4 @@
-//! The command line. Every flag has an environment variable `MESH_*`.
+//! The command line. Every flag of `run` has an environment variable `MESH_*`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

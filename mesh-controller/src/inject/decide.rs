@@ -50,6 +50,16 @@ pub enum Skip {
     NotAsked,
 }
 
+impl Skip {
+    /// Whether the pod would be left alone in a namespace with any other labels as well.
+    pub fn whatever_the_namespace_says(&self) -> bool {
+        match self {
+            Self::HostNetwork | Self::SystemNamespace | Self::AlreadyInjected | Self::PodDeclines => true,
+            Self::NamespaceDeclines(..) | Self::OtherRevision(_) | Self::NotAsked => false,
+        }
+    }
+}
+
 impl fmt::Display for Skip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

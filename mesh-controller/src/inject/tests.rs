@@ -230,6 +230,41 @@ fn probes_and_metrics_stay_where_the_pod_wants_them() {
     assert!(!env.iter().any(|v| matches!(view::name(v), PROBES_VARIABLE | "MESH_APP_METRICS")));
 }
 
+/// The API server drops what its types do not know, without a word.
+#[test]
+fn kubernetes_knows_every_field_that_is_added() {
+    let pod = json!({
+        "metadata": {"name": "p", "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "1"}},
+        "spec": {"containers": [{
+            "name": "app",
+            "startupProbe": {"grpc": {"port": 1}},
+            "lifecycle": {"postStart": {"httpGet": {"port": 1}}},
+        }]},
+    });
+    let settings = Settings { image_pull_policy: Some("Always".into()), ..Settings::default() };
+    let target = Target { namespace: "shop", namespace_labels: &enabled(), workload: "web" };
+    let Ok(Outcome::Injected(done)) = inject(&settings, &target, &pod) else { panic!() };
+    let typed: k8s_openapi::api::core::v1::Pod = serde_json::from_value(done.pod.clone()).unwrap();
+    let mut again = serde_json::to_value(&typed).unwrap();
+    let added = again.as_object_mut().unwrap();
+    added.remove("apiVersion");
+    added.remove("kind");
+    assert_eq!(without_empty(again), without_empty(done.pod));
+}
+
+/// Kubernetes' types leave out what is empty.
+fn without_empty(value: Value) -> Value {
+    match value {
+        Value::Array(list) => list.into_iter().map(without_empty).collect(),
+        Value::Object(map) => map
+            .into_iter()
+            .map(|(key, value)| (key, without_empty(value)))
+            .filter(|(_, value)| !matches!(value, Value::Object(map) if map.is_empty()))
+            .collect(),
+        other => other,
+    }
+}
+
 #[test]
 fn a_container_with_the_sidecars_name_is_laid_over_it() {
     for (list, name) in

@@ -230,7 +230,10 @@ fn iptables_program(family: Family, what: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn iptables_save(family: Family) -> anyhow::Result<String> {
-    feed(&iptables_program(family, "save")?, &["-t", "nat"], "")
+    feed(&iptables_program(family, "save")?, &["-t", "nat"], "").context(
+        "cannot read the rules that are there (iptables-legacy needs the capability NET_RAW besides NET_ADMIN; \
+         nft and the iptables that stands on nftables do not)",
+    )
 }
 
 fn iptables_restore(family: Family, script: &str) -> anyhow::Result<()> {
@@ -256,7 +259,7 @@ fn feed(program: &Path, args: &[&str], script: &str) -> anyhow::Result<String> {
         let complaint = output.stderr.get(..MAX_COMPLAINT).unwrap_or(&output.stderr);
         let complaint = String::from_utf8_lossy(complaint);
         bail!(
-            "{} {} failed ({}): {}; nothing of this script is in force",
+            "{} {} failed, and changed nothing ({}): {}",
             program.display(),
             args.join(" "),
             output.status,

@@ -4,7 +4,7 @@
 //! namespaces end with their processes.
 
 use std::io::Write;
-use std::net::{Ipv6Addr, TcpListener};
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
@@ -247,6 +247,19 @@ fn the_rules_of_others_stay() {
         assert_eq!(sh("nft list tables").lines().filter(|l| l.contains("others")).count(), 1);
         assert!(!sh("nft list ruleset").contains("mesh"));
     });
+}
+
+/// Whoever comes straight to a listener was going nowhere else, in both families.
+#[test]
+fn a_connection_that_was_not_redirected_has_no_other_destination() {
+    for bound in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+        let listener = TcpListener::bind(bound).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let host = if bound.starts_with("[::1]") { "[::1]" } else { "127.0.0.1" };
+        let _caller = TcpStream::connect(format!("{host}:{port}")).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert_eq!(original_destination(&accepted).unwrap(), None, "{bound}");
+    }
 }
 
 #[test]
