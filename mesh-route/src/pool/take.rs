@@ -71,13 +71,14 @@ struct Taker<C> {
     want: HttpVersion,
 }
 
-pub(super) async fn send<C, IO>(
+// No `async fn`: its future would have room for the request twice, as an argument and taken apart.
+pub(super) fn send<C, IO>(
     connector: C,
     shared: Arc<Shared>,
     shard: usize,
     dispatch: Dispatch<Body>,
     in_flight: InFlight,
-) -> Result<Response<Body>, TryError>
+) -> impl Future<Output = Result<Response<Body>, TryError>>
 where
     C: Service<ConnectTo, Response = Connected<IO>>,
     C::Error: Into<BoxError>,
@@ -89,33 +90,37 @@ where
     let settings = cluster.load_settings();
     let want = wanted(&request, &settings, endpoint.key());
     let mut taker = Taker::new(connector, cluster, endpoint, shared, shard, &settings, want);
-    drop(settings);
-    let target = Arc::clone(&taker.home.target);
-    let address = &target.key().address;
-    let pool = EndpointPool::of(target.state(), &taker.home.shared).ok_or_else(|| {
-        Failure::new(FailureCode::Internal).detail("something else than a pool hangs on the endpoint")
-    })?;
+    async move {
+        let target = Arc::clone(&taker.home.target);
+        let address = &target.key().address;
+        let pool = EndpointPool::of(target.state(), &taker.home.shared).ok_or_else(|| {
+            Failure::new(FailureCode::Internal).detail("something else than a pool hangs on the endpoint")
+        })?;
 
-    let mut stale = 0;
-    loop {
-        let taken = taker.take(pool, stale >= MAX_STALE).await;
-        let (conn, reused) = taken.inspect_err(|_| report.tell(|| unconnected(Arc::clone(&target))))?;
-        let (remote, to) = match &conn {
-            Conn::Http1(c) => (&c.remote, HttpVersion::Http1),
-            Conn::Http2(s) => (&s.conn.remote, s.conn.version),
-        };
-        let upstream =
-            || Upstream { endpoint: Arc::clone(&target), address: remote.address, peer: remote.peer.clone() };
-        report.tell(upstream);
-        wire::prepare(&mut request, to, taker.cluster.key()).map_err(TryError::unsent)?;
-        match exchange(conn, request, &taker.home).await {
-            Ok((response, lease)) => return Ok(finish(response, lease, in_flight, version)),
-            Err(Failed::Sent(error)) => return Err(TryError::of_exchange(error, address)),
-            Err(Failed::Back(unsent, _)) if reused && stale < MAX_STALE => {
-                stale += 1;
-                request = *unsent;
+        let mut stale = 0;
+        loop {
+            let taken = taker.take(pool, stale >= MAX_STALE).await;
+            let (conn, reused) = taken.inspect_err(|_| report.tell(|| unconnected(Arc::clone(&target))))?;
+            let (remote, to) = match &conn {
+                Conn::Http1(c) => (&c.remote, HttpVersion::Http1),
+                Conn::Http2(s) => (&s.conn.remote, s.conn.version),
+            };
+            let upstream = || Upstream {
+                endpoint: Arc::clone(&target),
+                address: remote.address,
+                peer: remote.peer.clone(),
+            };
+            report.tell(upstream);
+            wire::prepare(&mut request, to, taker.cluster.key()).map_err(TryError::unsent)?;
+            match exchange(conn, request, &taker.home).await {
+                Ok((response, lease)) => return Ok(finish(response, lease, in_flight, version)),
+                Err(Failed::Sent(error)) => return Err(TryError::of_exchange(error, address)),
+                Err(Failed::Back(unsent, _)) if reused && stale < MAX_STALE => {
+                    stale += 1;
+                    request = *unsent;
+                }
+                Err(Failed::Back(_, error)) => return Err(TryError::handed_back(error, address)),
             }
-            Err(Failed::Back(_, error)) => return Err(TryError::handed_back(error, address)),
         }
     }
 }
