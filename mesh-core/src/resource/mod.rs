@@ -43,6 +43,7 @@ mod macros;
 pub mod authorization_policy;
 mod common;
 pub mod destination_rule;
+mod json;
 #[cfg(feature = "kube")]
 pub mod kube;
 pub mod kubernetes;
@@ -62,6 +63,7 @@ pub use common::{
     StringMatch, TargetRef, WorkloadSelector, selects,
 };
 pub use destination_rule::DestinationRule;
+pub use json::InvalidJson;
 pub use kubernetes::{EndpointSlice, Namespace, Pod, Service};
 pub use meta::{DEFAULT_NAMESPACE, ObjectMeta};
 pub use object::{Invalid, Kind, Object, Problem, Resource};
