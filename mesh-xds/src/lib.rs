@@ -1,8 +1,10 @@
 //! How configuration travels in a mesh.
 
+pub mod ca;
 mod kind;
 mod payload;
 pub mod proto;
+pub mod server;
 mod version;
 
 pub use kind::{InvalidName, MAX_NAME_BYTES, ResourceType};

@@ -88,8 +88,8 @@ impl Endpoints {
     /// Groups endpoints by what they have in common. The order in which they are found makes no difference.
     ///
     /// ```
-    /// use tower_mesh_core::resource::Labels;
-    /// use tower_mesh_core::store::{StoreOptions, Workload, WorkloadAddress};
+    /// use mesh_core::resource::Labels;
+    /// use mesh_core::store::{StoreOptions, Workload, WorkloadAddress};
     /// use tower_mesh_xds::{EndpointPort, Endpoints, FoundEndpoint};
     ///
     /// let options = StoreOptions::default();

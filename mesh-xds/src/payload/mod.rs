@@ -4,7 +4,7 @@
 //! content gives the same bytes and so the same [`Version`], whoever encodes it.
 //!
 //! ```
-//! use tower_mesh_core::resource::{Resource, Service};
+//! use mesh_core::resource::{Resource, Service};
 //! use tower_mesh_xds::{Host, Payload, ResourceType};
 //!
 //! let service = Resource::new("default", "reviews", Service::default());
