@@ -67,6 +67,16 @@ impl ResourceType {
         }
     }
 
+    /// Its place in [`ALL`](Self::ALL).
+    pub(crate) const fn index(self) -> usize {
+        match self {
+            Self::Workload => 0,
+            Self::Host => 1,
+            Self::Endpoints => 2,
+            Self::Address => 3,
+        }
+    }
+
     /// Whether `name` can be the name of a resource of this type. There is no wildcard that stands for all.
     ///
     /// # Errors
@@ -148,7 +158,7 @@ mod tests {
             (Host, "", false),
             (Host, "a b", false),
             (Host, &long, false),
-            (Host, &long[1..], true),
+            (Host, &"a".repeat(MAX_NAME_BYTES), true),
             (Endpoints, "a/b", false),
             (Address, "10.0.0.1", true),
             (Address, "::1", true),

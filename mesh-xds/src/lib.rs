@@ -1,6 +1,7 @@
 //! How configuration travels in a mesh.
 
 pub mod ca;
+pub mod client;
 mod kind;
 mod payload;
 pub mod proto;

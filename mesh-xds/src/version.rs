@@ -85,9 +85,15 @@ mod tests {
         let text = version.to_string();
         assert_eq!(text.len(), 30);
         assert_eq!(text.parse(), Ok(version));
-        for wrong in
-            ["", "1", &text[1..], &format!("{text}0"), &text.to_uppercase(), &"g".repeat(30), &"é".repeat(15)]
-        {
+        for wrong in [
+            "",
+            "1",
+            &text.repeat(2),
+            &format!("{text}0"),
+            &text.to_uppercase(),
+            &"g".repeat(30),
+            &"é".repeat(15),
+        ] {
             assert_eq!(wrong.parse::<Version>(), Err(InvalidVersion), "{wrong}");
         }
     }

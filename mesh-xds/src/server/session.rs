@@ -138,7 +138,7 @@ impl Session {
             .ok_or_else(|| Violation::UnknownType(quoted(&request.type_url)))?;
         let others: usize = self.of_others(kind);
         let most = self.limits.subscriptions;
-        let Some(of) = self.types.get_mut(index(kind)) else { return Ok(Received::Stale) };
+        let Some(of) = self.types.get_mut(kind.index()) else { return Ok(Received::Stale) };
 
         let received = of.verdict(&request.response_nonce, request.error_detail.as_ref(), now);
         let first = !std::mem::replace(&mut of.asked, true);
@@ -185,7 +185,7 @@ impl Session {
 
     /// The content behind a name may have changed.
     pub fn changed(&mut self, kind: ResourceType, name: &str) {
-        if let Some(of) = self.types.get_mut(index(kind))
+        if let Some(of) = self.types.get_mut(kind.index())
             && let Some((name, _)) = of.names.get_key_value(name)
         {
             of.waiting.push(&Arc::clone(name));
@@ -194,7 +194,7 @@ impl Session {
 
     /// The content behind every name of a type may have changed.
     pub fn all_changed(&mut self, kind: ResourceType) {
-        if let Some(of) = self.types.get_mut(index(kind)) {
+        if let Some(of) = self.types.get_mut(kind.index()) {
             of.names.keys().for_each(|name| of.waiting.push(name));
         }
     }
@@ -326,15 +326,6 @@ impl Type {
             self.waiting.remove(&name);
         }
         response
-    }
-}
-
-const fn index(kind: ResourceType) -> usize {
-    match kind {
-        ResourceType::Workload => 0,
-        ResourceType::Host => 1,
-        ResourceType::Endpoints => 2,
-        ResourceType::Address => 3,
     }
 }
 
