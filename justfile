@@ -60,7 +60,7 @@ doc:
 features:
     #!/usr/bin/env bash
     set -euo pipefail
-    for crate in core tls route policy telemetry; do
+    for crate in core tls route policy telemetry xds; do
         cargo check --quiet -p "tower-mesh-$crate" --lib
     done
     cargo check --quiet -p tower-mesh --lib

@@ -9,6 +9,7 @@ mod authorize;
 mod names;
 mod route;
 mod tls;
+mod xds;
 mod yaml;
 
 pub use access::{access_log, exposition, trace};
@@ -16,6 +17,7 @@ pub use authorize::authorize;
 pub use names::{authority, matcher, path, spiffe};
 pub use route::route;
 pub use tls::{certificate, client_hello, sni};
+pub use xds::{discovery, payload};
 pub use yaml::yaml;
 
 /// A target: takes any bytes, panics when a promise is broken.
@@ -28,9 +30,11 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("authorize", authorize),
     ("certificate", certificate),
     ("client_hello", client_hello),
+    ("discovery", discovery),
     ("exposition", exposition),
     ("matcher", matcher),
     ("path", path),
+    ("payload", payload),
     ("route", route),
     ("sni", sni),
     ("spiffe", spiffe),

@@ -109,7 +109,7 @@ pub(crate) fn quick() -> ClientLimits {
 /// What a client was told, in order: `name` for content, `-name` for nothing, `~name` for forgotten.
 pub(crate) struct Told(watch::Sender<Vec<String>>);
 
-/// A client that runs, refuses what names `bad` in its annotations, and records what it is told.
+/// A client that runs, refuses hosts with a service `bad`, and records what it is told.
 pub(crate) struct Proxy {
     pub(crate) client: Client,
     pub(crate) told: Arc<Told>,
@@ -122,7 +122,10 @@ impl Told {
 
     pub(crate) fn apply(&self, changes: &[Change]) -> Vec<Refusal> {
         let bad = |change: &&Change| match &change.now {
-            Now::Content(payload) => format!("{payload:?}").contains("\"bad\""),
+            Now::Content(payload) => match &**payload {
+                Payload::Host(host) => host.resources.iter().any(|object| object.meta().name == "bad"),
+                _ => false,
+            },
             _ => false,
         };
         let words = changes.iter().map(|change| match change.now {
