@@ -41,8 +41,9 @@ pub struct Notifier {
     index: Arc<Index>,
 }
 
-/// The numbers of the streams that subscribe to a name.
-type Subscribers = HashMap<Arc<str>, HashSet<u64>>;
+/// The numbers of the streams that subscribe to a name, in order. Streams are numbered as they come, so a new
+/// one is put at the end.
+type Subscribers = HashMap<Arc<str>, Vec<u64>>;
 
 #[derive(Debug, Default)]
 struct Index {
@@ -112,7 +113,9 @@ impl Notifier {
     fn remove(&self, kind: ResourceType, name: &str, stream: u64) {
         let mut subscribers = lock(self.index.of(kind));
         if let Some(of) = subscribers.get_mut(name) {
-            of.remove(&stream);
+            if let Ok(place) = of.binary_search(&stream) {
+                of.remove(place);
+            }
             if of.is_empty() {
                 subscribers.remove(name);
             }
@@ -136,7 +139,10 @@ impl Names for Entries {
         let mut subscribers = lock(self.notifier.index.of(kind));
         let name: Arc<str> =
             subscribers.get_key_value(name).map_or_else(|| name.into(), |(shared, _)| Arc::clone(shared));
-        subscribers.entry(Arc::clone(&name)).or_default().insert(self.stream);
+        let of = subscribers.entry(Arc::clone(&name)).or_default();
+        if let Err(place) = of.binary_search(&self.stream) {
+            of.insert(place, self.stream);
+        }
         name
     }
 

@@ -32,6 +32,7 @@ mod session;
 #[cfg(test)]
 mod session_tests;
 mod status;
+mod table;
 
 use std::sync::Arc;
 

@@ -1,12 +1,12 @@
 //! One proxy's stream as a state machine: no I/O, no clock.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::queue::Queue;
 use super::status::{Acknowledged, Refused, TypeStatus};
+use super::table::Table;
 use super::{Answer, ServerLimits};
 use crate::proto::discovery::{
     Any, ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource, Status,
@@ -97,7 +97,7 @@ pub struct Session {
 
 #[derive(Debug, Default)]
 struct Type {
-    names: HashMap<Arc<str>, Sent>,
+    names: Table<Sent>,
     waiting: Queue,
     in_flight: Option<(u64, Instant)>,
     asked: bool,
@@ -107,7 +107,7 @@ struct Type {
 
 /// What a proxy knows of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
+pub(super) enum Sent {
     Nothing,
     Absent,
     Content(Version),
@@ -150,7 +150,7 @@ impl Session {
             return Err(Violation::Wildcard(kind));
         }
         for name in &request.resource_names_unsubscribe {
-            if of.names.remove(name.as_str()).is_some() {
+            if of.names.remove(name).is_some() {
                 of.waiting.remove(name);
                 names.unsubscribed(kind, name);
             }
@@ -164,13 +164,10 @@ impl Session {
             // type; here it counts for each new name, so that a long list can be divided.
             let held = request.initial_resource_versions.get(name);
             let sent = held.and_then(|v| v.parse().ok()).map_or(Sent::Nothing, Sent::Content);
-            if let Some((name, known)) = of.names.get_key_value(name.as_str()) {
+            if let Some((name, known)) = of.names.get_mut(name) {
                 // Asking again means that it wants to be told again.
-                let (name, known) = (Arc::clone(name), *known);
-                of.waiting.push(&name);
-                if known != Sent::Nothing {
-                    of.names.insert(name, Sent::Nothing);
-                }
+                *known = Sent::Nothing;
+                of.waiting.push(name);
                 continue;
             }
             if others + of.names.len() >= most {
@@ -180,22 +177,23 @@ impl Session {
             of.waiting.push(&name);
             of.names.insert(name, sent);
         }
+        of.names.shrink();
         Ok(received)
     }
 
     /// The content behind a name may have changed.
     pub fn changed(&mut self, kind: ResourceType, name: &str) {
         if let Some(of) = self.types.get_mut(kind.index())
-            && let Some((name, _)) = of.names.get_key_value(name)
+            && let Some((name, _)) = of.names.get_mut(name)
         {
-            of.waiting.push(&Arc::clone(name));
+            of.waiting.push(name);
         }
     }
 
     /// The content behind every name of a type may have changed.
     pub fn all_changed(&mut self, kind: ResourceType) {
         if let Some(of) = self.types.get_mut(kind.index()) {
-            of.names.keys().for_each(|name| of.waiting.push(name));
+            of.names.names().for_each(|name| of.waiting.push(name));
         }
     }
 
@@ -225,7 +223,7 @@ impl Session {
     /// Every name that the stream subscribes to.
     pub fn subscriptions(&self) -> impl Iterator<Item = (ResourceType, &Arc<str>)> {
         let types = ResourceType::ALL.into_iter().zip(&self.types);
-        types.flat_map(|(kind, of)| of.names.keys().map(move |name| (kind, name)))
+        types.flat_map(|(kind, of)| of.names.names().map(move |name| (kind, name)))
     }
 
     /// What the proxy says of itself: its program, version and name. For people, never for decisions.
@@ -236,17 +234,13 @@ impl Session {
     /// How things stand, type by type; the types that the proxy asked for.
     pub fn status(&self) -> Vec<TypeStatus> {
         let types = ResourceType::ALL.into_iter().zip(&self.types).filter(|(_, of)| of.asked);
-        let status = |(kind, of): (ResourceType, &Type)| {
-            let mut names: Vec<_> = of.names.keys().map(Arc::clone).collect();
-            names.sort_unstable();
-            TypeStatus {
-                kind,
-                names,
-                waiting: of.waiting.len(),
-                in_flight: of.in_flight.map(|(_, since)| since),
-                last_ack: of.last_ack,
-                last_nack: of.last_nack.clone(),
-            }
+        let status = |(kind, of): (ResourceType, &Type)| TypeStatus {
+            kind,
+            names: of.names.names().map(Arc::clone).collect(),
+            waiting: of.waiting.len(),
+            in_flight: of.in_flight.map(|(_, since)| since),
+            last_ack: of.last_ack,
+            last_nack: of.last_nack.clone(),
         };
         types.map(status).collect()
     }
@@ -297,7 +291,7 @@ impl Type {
             if items >= limits.response_items {
                 break;
             }
-            if let Some(sent) = self.names.get_mut(&name) {
+            if let Some((_, sent)) = self.names.get_mut(&name) {
                 match answers(kind, &name) {
                     Answer::Found(content) if *sent == Sent::Content(content.version()) => {}
                     Answer::Found(content) => {
