@@ -65,7 +65,11 @@ async fn the_open_loop_fails_with_the_proxy() {
     args.extend(["--count", "10", "--connections", "1"]);
     let good = bench(&args).await;
     assert!(good.status.success(), "{}", text(&good));
+    let at = failing.addr();
     drop(failing);
+    // Its socket is closed by a task that ends a little later.
+    let refused = async || tokio::net::TcpStream::connect(at).await.is_err();
+    wait::until_secs(30, "the backend's end", refused).await;
     let gone = bench(&args).await;
     assert!(!gone.status.success() && text(&gone).contains("to connect"), "{}", text(&gone));
 }
