@@ -112,6 +112,9 @@ async fn requests_are_limited() {
     let long = CertificateRequest { token: "x".repeat(11), ..request() };
     let error = ask(address, long).await.unwrap_err().to_string();
     assert!(error.contains("the token has more than 10 bytes"), "{error}");
+    // More than a connection takes of headers at all.
+    let endless = CertificateRequest { token: "x".repeat(40_000), ..request() };
+    assert!(ask(address, endless).await.is_err());
     for token in ["", " \n", "a\nb", "a\0"] {
         let error = ask(address, CertificateRequest { token: token.into(), ..request() }).await.unwrap_err();
         assert!(matches!(error, RequestError::Token), "{error}");

@@ -9,7 +9,10 @@ use tower_mesh_xds::proto::discovery::DeltaDiscoveryRequest;
 use tower_mesh_xds::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tower_mesh_xds::server::ServerLimits;
 
-use crate::world::{Proxy, World, dial, peer, until};
+use tower_mesh_xds::MAX_RESOURCE_BYTES;
+use tower_mesh_xds::client::{Client, ClientLimits};
+
+use crate::world::{PATIENCE, Proxy, World, dial, host, peer, quick, until};
 
 fn subscribe(names: Vec<String>) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
@@ -98,7 +101,7 @@ async fn streams_are_limited() {
 async fn a_stream_that_is_gone_leaves_nothing_behind() {
     let world = World::new(ServerLimits::default());
     let address = world.listen(Some(peer())).await;
-    let client = tower_mesh_xds::client::Client::new("n", crate::world::quick());
+    let client = Client::new("n", quick());
     let runner = client.clone();
     let run = tokio::spawn(async move {
         runner.run(|| dial(address), |_: &[_]| Vec::new()).await;
@@ -109,4 +112,50 @@ async fn a_stream_that_is_gone_leaves_nothing_behind() {
     run.abort();
     until("the end", || world.discovery.proxies().is_empty()).await;
     assert!(!notifier.is_subscribed(Host, "a"));
+}
+
+#[tokio::test]
+async fn a_connection_has_so_many_requests_at_a_time() {
+    let world = World::new(ServerLimits { connection_requests: 1, ..ServerLimits::default() });
+    let channel = dial(world.listen(Some(peer())).await).await.unwrap();
+    let silent = || stream::pending::<DeltaDiscoveryRequest>();
+    let (requests, mut outgoing) = tokio::sync::mpsc::channel(1);
+    let outgoing = stream::poll_fn(move |cx| outgoing.poll_recv(cx));
+    let mut client = AggregatedDiscoveryServiceClient::new(channel.clone());
+    let first = client.delta_aggregated_resources(outgoing).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let second = tokio::spawn(async move { client.delta_aggregated_resources(silent()).await.is_ok() });
+    // A stranger's connection is another's.
+    let other = Proxy::run(world.listen(Some(peer())).await);
+    assert!(!other.exists(Host, "a").await);
+    assert!(!second.is_finished());
+    assert_eq!(world.discovery.counters().read().opened, 2);
+    // Both directions end, and with them the request.
+    drop::<tokio::sync::mpsc::Sender<DeltaDiscoveryRequest>>(requests);
+    drop(first);
+    assert!(tokio::time::timeout(PATIENCE, second).await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn a_response_that_is_too_large_is_not_taken() {
+    let world = World::new(ServerLimits::default());
+    world.set(Host, "a", host("a", 5000));
+    let client = Client::new("n", ClientLimits { response_bytes: 4000, ..quick() });
+    let proxy = Proxy::run_client(client.clone(), world.listen(Some(peer())).await);
+    let call = tokio::spawn(async move { client.subscribe(Host, "a").await });
+    until("another try", || proxy.client.counters().read().connected >= 2).await;
+    assert_eq!(proxy.client.counters().read().resources, 0);
+    assert!(proxy.told.all().is_empty());
+    // It is smaller now.
+    world.set(Host, "a", host("a", 1));
+    assert!(call.await.unwrap().unwrap().exists());
+}
+
+/// Whatever a server may send, a client takes.
+#[test]
+fn the_limits_of_both_sides_fit() {
+    let (server, client) = (ServerLimits::default(), ClientLimits::default());
+    let names = server.response_items * (tower_mesh_xds::MAX_NAME_BYTES + 8);
+    assert!(MAX_RESOURCE_BYTES + server.response_bytes + names < client.response_bytes);
+    assert!(client.subscriptions <= server.subscriptions);
 }
