@@ -190,8 +190,13 @@ impl<S: Source> Open<S> {
                             return Some(Err(status));
                         }
                     }
-                    // The proxy is gone, or says that it will ask nothing more.
-                    Ok(None) | Err(_) => self.ended = true,
+                    // The proxy says that it will ask nothing more.
+                    Ok(None) => self.ended = true,
+                    // It is gone, or what it says is too large or no message: then it is told so.
+                    Err(status) => {
+                        self.ended = true;
+                        return Some(Err(status));
+                    }
                 },
                 () = self.entries.mailbox.news() => {
                     let news = self.entries.mailbox.take();

@@ -114,7 +114,8 @@ async fn requests_are_limited() {
     assert!(error.contains("the token has more than 10 bytes"), "{error}");
     // More than a connection takes of headers at all.
     let endless = CertificateRequest { token: "x".repeat(40_000), ..request() };
-    assert!(ask(address, endless).await.is_err());
+    let error = ask(address, endless).await.unwrap_err().to_string();
+    assert!(!error.contains("the token has more"), "{error}");
     for token in ["", " \n", "a\nb", "a\0"] {
         let error = ask(address, CertificateRequest { token: token.into(), ..request() }).await.unwrap_err();
         assert!(matches!(error, RequestError::Token), "{error}");

@@ -76,8 +76,9 @@ async fn a_violation_closes_its_stream_and_no_other() {
         assert!(status.message().contains(said), "{status}");
     }
     assert_eq!(world.discovery.counters().read().violations, 6);
-    // A message that is too large is not even read; gRPC ends the stream.
-    let _ = end_of(address, subscribe(vec!["a".repeat(5000)])).await;
+    // A message that is too large is not even read.
+    let status = end_of(address, subscribe(vec!["a".repeat(5000)])).await;
+    assert_eq!(status.code(), Code::OutOfRange, "{status}");
 
     until("the streams' end", || world.discovery.proxies().len() == 1).await;
     assert!(!proxy.exists(Endpoints, "a").await);
