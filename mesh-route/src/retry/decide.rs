@@ -93,10 +93,7 @@ fn holds(policy: &RetryPolicy, outcome: Outcome<'_>, idempotent: bool) -> bool {
             let limited = may && on.has(Condition::EnvoyRateLimited);
             let holds = (may && answer(policy, status)) || grpc(policy, headers);
             // The header is looked for only where it could change something.
-            if limited || holds {
-                return if headers.contains_key(RATE_LIMITED) { limited } else { holds };
-            }
-            false
+            (limited || holds) && if headers.contains_key(RATE_LIMITED) { limited } else { holds }
         }
     }
 }
