@@ -1,7 +1,8 @@
 //! The mesh in Kubernetes.
 //!
-//! For now it is one room: [`inject`], which gives pods their sidecars, and the admission webhook's answers
-//! around it ([`webhook`]).
+//! [`inject`] gives pods their sidecars, and [`webhook`] is the admission webhook's answers around it.
+//! [`event`] is what happens to the cluster's objects.
 
+pub mod event;
 pub mod inject;
 pub mod webhook;
