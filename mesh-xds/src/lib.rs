@@ -36,8 +36,8 @@ mod version;
 
 pub use kind::{InvalidName, MAX_NAME_BYTES, ResourceType};
 pub use payload::{
-    Address, DecodeError, Encoded, Endpoint, EndpointGroup, EndpointPort, Endpoints, FoundEndpoint, Host,
-    MAX_ADDRESS_HOSTS, MAX_ENDPOINT_ITEMS, MAX_ENDPOINTS, MAX_OBJECTS, MAX_RESOURCE_BYTES, MAX_TEXT_BYTES,
-    Payload, TooLarge, Workload,
+    Address, DecodeError, Encoded, Endpoint, EndpointGroup, Endpoints, Host, MAX_ADDRESS_HOSTS,
+    MAX_ENDPOINT_ITEMS, MAX_ENDPOINTS, MAX_OBJECTS, MAX_RESOURCE_BYTES, MAX_TEXT_BYTES, Payload, TooLarge,
+    Workload,
 };
 pub use version::{InvalidVersion, Version};

@@ -33,7 +33,7 @@ impl Mesh {
                 "name": &*w.name,
                 "service_account": &*w.service_account,
                 "identity": w.identity.as_ref().map(ToString::to_string),
-                "labels": w.labels,
+                "labels": *w.labels,
             })),
             "generation": self.0.readiness.configuration().load().generation,
             "mtls": {"default": modes.others().mode.to_string(), "ports": ports},

@@ -22,24 +22,30 @@ use crate::resource::{
 /// The label by which an EndpointSlice names its service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
-/// One endpoint of a service, all its ports together.
-#[derive(Debug, Clone)]
-pub(super) struct Backend {
-    pub(super) workload: Arc<Workload>,
-    pub(super) address: WorkloadAddress,
-    ports: Vec<BackendPort>,
+/// One endpoint of a service, all its ports together: what is left of Pods, slices and policies once they
+/// have been put together. One store gives these out ([`Outbound::backends`](super::Outbound::backends)), and
+/// they travel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backend {
+    /// What is known of it.
+    pub workload: Arc<Workload>,
+    /// Where it is reached.
+    pub address: WorkloadAddress,
+    /// How it serves the service's ports; those that it does not serve are missing.
+    pub ports: Arc<[BackendPort]>,
     /// Its own host name below that of a headless service.
-    pub(super) hostname: Option<Arc<str>>,
+    pub hostname: Option<Arc<str>>,
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BackendPort {
+/// How an endpoint serves a port of its service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendPort {
     /// The service's number.
-    service: u16,
+    pub service: u16,
     /// The endpoint's.
-    pub(super) target: u16,
-    /// Whether the endpoint's PeerAuthentication says that it speaks no mTLS there.
-    pub(super) tls_disabled: bool,
+    pub target: u16,
+    /// Whether this port speaks no mTLS although the endpoint does: its PeerAuthentication says so.
+    pub tls_disabled: bool,
 }
 
 /// What endpoints are made from, while a store is built.
@@ -70,7 +76,7 @@ impl Backend {
     }
 
     /// How it serves the service's port, if it does.
-    pub(super) fn port(&self, service: u16) -> Option<BackendPort> {
+    pub fn port(&self, service: u16) -> Option<BackendPort> {
         self.ports.iter().copied().find(|port| port.service == service)
     }
 
@@ -182,7 +188,7 @@ impl<'a> Sources<'a> {
         })
     }
 
-    fn ports(&self, workload: &Workload, numbers: impl Iterator<Item = (u16, u16)>) -> Vec<BackendPort> {
+    fn ports(&self, workload: &Workload, numbers: impl Iterator<Item = (u16, u16)>) -> Arc<[BackendPort]> {
         let modes = self.some_disable.then(|| {
             let root = &self.options.root_namespace;
             PeerAuthentications::of(self.peers, root, &workload.namespace, &workload.labels)

@@ -55,6 +55,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use destination::{EffectivePolicy, HostPolicy};
+pub use endpoints::{Backend, BackendPort};
 pub use inbound::{Inbound, InboundPort, PeerAuthentications};
 pub use outbound::{Fingerprint, HostEntry, Outbound};
 pub use services::{ServiceInfo, ServicePort};

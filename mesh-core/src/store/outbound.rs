@@ -195,6 +195,14 @@ impl Outbound {
         endpoints
     }
 
+    /// Every endpoint of the host, all ports and subsets together, in the store's order.
+    ///
+    /// They hold whatever DestinationRules say: [`endpoints`](Self::endpoints) is what these come to for a
+    /// caller. A wildcard ServiceEntry without endpoints has none here: the name that is called is one.
+    pub fn backends(&self) -> &[Backend] {
+        self.service.as_ref().map_or(&[], |service| &service.backends)
+    }
+
     /// The endpoint of a wildcard ServiceEntry without endpoints: the name that was called.
     fn named_by_the_call(&self, service: &ServiceData) -> Option<Backend> {
         if !service.has_open_names() || self.called.starts_with('*') {

@@ -27,7 +27,7 @@ pub struct Workload {
     /// The name of its Pod or WorkloadEntry.
     pub name: Arc<str>,
     /// Its labels; those of a WorkloadEntry's metadata win over those of its spec, as in Istio.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// Its service account, `default` where none is named.
     pub service_account: Arc<str>,
     /// The SPIFFE ID of its account; `None` where the names make none.
@@ -75,8 +75,9 @@ impl Workload {
         namespace: &str,
         name: &str,
         service_account: &str,
-        labels: Labels,
+        labels: impl Into<Arc<Labels>>,
     ) -> Self {
+        let labels = labels.into();
         let account = if service_account.is_empty() { DEFAULT_ACCOUNT } else { service_account };
         let identity = SpiffeId::for_account(&options.trust_domain, namespace, account).ok();
         let telemetry = telemetry(namespace, name, &labels, identity.clone());
@@ -115,7 +116,7 @@ impl Workload {
                 &meta.namespace,
                 &meta.name,
                 &spec.service_account_name,
-                meta.labels.clone(),
+                Arc::new(meta.labels.clone()),
             )
         }
     }
@@ -125,16 +126,22 @@ impl Workload {
         labels.extend(entry.meta.labels.clone());
         Self {
             resource: Some(entry.reference()),
-            ..Self::of_spec(options, &entry.meta.namespace, &entry.meta.name, &entry.spec, labels)
+            ..Self::of_spec(options, &entry.meta.namespace, &entry.meta.name, &entry.spec, labels.into())
         }
     }
 
     /// An endpoint that stands in a ServiceEntry of `namespace`.
     pub(super) fn of_inline(options: &StoreOptions, namespace: &str, spec: &WorkloadEntry) -> Self {
-        Self::of_spec(options, namespace, "", spec, spec.labels.clone())
+        Self::of_spec(options, namespace, "", spec, spec.labels.clone().into())
     }
 
-    fn of_spec(o: &StoreOptions, namespace: &str, name: &str, spec: &WorkloadEntry, labels: Labels) -> Self {
+    fn of_spec(
+        o: &StoreOptions,
+        namespace: &str,
+        name: &str,
+        spec: &WorkloadEntry,
+        labels: Arc<Labels>,
+    ) -> Self {
         let workload = Self::detached(o, namespace, name, &spec.service_account, labels);
         Self {
             address: WorkloadAddress::parse(&spec.address),
@@ -155,7 +162,7 @@ impl Workload {
             resource: None,
             namespace: namespace.into(),
             name: Arc::default(),
-            labels: Labels::new(),
+            labels: Arc::default(),
             service_account: Arc::default(),
             identity: None,
             address: Some(address),
@@ -221,7 +228,7 @@ impl<'a> Selection<'a> {
         for workload in workloads {
             let namespace = &*workload.namespace;
             namespaces.entry(namespace).or_default().push(workload);
-            for (key, value) in &workload.labels {
+            for (key, value) in &*workload.labels {
                 labels.entry((namespace, key.as_str(), value.as_str())).or_default().push(workload);
             }
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mesh_core::identity::SpiffeId;
 use mesh_core::resource::Labels;
-use mesh_core::store::{StoreOptions, Workload, WorkloadAddress};
+use mesh_core::store::{Backend, BackendPort, StoreOptions, Workload, WorkloadAddress};
 
 use super::{DecodeError, MAX_ENDPOINT_ITEMS, MAX_ENDPOINTS, MAX_TEXT_BYTES};
 use crate::proto::mesh as wire;
@@ -30,9 +30,9 @@ pub struct EndpointGroup {
     /// Their SPIFFE ID, where it is known.
     pub identity: Option<SpiffeId>,
     /// Their labels.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// How they serve the host's ports.
-    pub ports: Vec<EndpointPort>,
+    pub ports: Arc<[BackendPort]>,
     /// `region/zone/subzone`; empty where nobody says.
     pub locality: String,
     /// Their share of the load, 1 or more.
@@ -43,17 +43,6 @@ pub struct EndpointGroup {
     pub cluster: String,
     /// They themselves.
     pub endpoints: Vec<Endpoint>,
-}
-
-/// How an endpoint serves a port of a host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EndpointPort {
-    /// The host's port.
-    pub service: u16,
-    /// The endpoint's.
-    pub target: u16,
-    /// Whether this port speaks no mutual TLS although the endpoint does.
-    pub tls_disabled: bool,
 }
 
 /// One endpoint.
@@ -67,51 +56,43 @@ pub struct Endpoint {
     pub hostname: Option<String>,
 }
 
-/// An endpoint as a store knows it: what [`Endpoints::collect`] takes.
-#[derive(Debug, Clone)]
-pub struct FoundEndpoint<'a> {
-    /// What is known of it.
-    pub workload: &'a Workload,
-    /// Where it is reached.
-    pub address: WorkloadAddress,
-    /// Its own host name below that of a headless service.
-    pub hostname: Option<&'a str>,
-    /// How it serves the host's ports.
-    pub ports: Vec<EndpointPort>,
-}
-
 /// What endpoints have in common, in an order that does not depend on who found them first.
-type GroupKey<'a> =
-    (&'a str, &'a str, Option<&'a SpiffeId>, &'a Labels, Vec<EndpointPort>, &'a str, (u32, bool, &'a str));
+type GroupKey<'a> = (
+    &'a str,
+    &'a str,
+    Option<&'a SpiffeId>,
+    &'a Arc<Labels>,
+    &'a Arc<[BackendPort]>,
+    &'a str,
+    (u32, bool, &'a str),
+);
 
 impl Endpoints {
     /// Groups endpoints by what they have in common. The order in which they are found makes no difference.
     ///
     /// ```
     /// use mesh_core::resource::Labels;
-    /// use mesh_core::store::{StoreOptions, Workload, WorkloadAddress};
-    /// use tower_mesh_xds::{EndpointPort, Endpoints, FoundEndpoint};
+    /// use mesh_core::store::{Backend, BackendPort, StoreOptions, Workload, WorkloadAddress};
+    /// use tower_mesh_xds::Endpoints;
     ///
     /// let options = StoreOptions::default();
-    /// let of = |name| Workload::detached(&options, "default", name, "reviews", Labels::new());
-    /// let pods = [of("reviews-v1-a"), of("reviews-v1-b")];
-    /// let found = pods.iter().zip(["10.0.0.1", "10.0.0.2"]).map(|(workload, ip)| FoundEndpoint {
-    ///     workload,
-    ///     address: WorkloadAddress::parse(ip).unwrap(),
-    ///     hostname: None,
-    ///     ports: vec![EndpointPort { service: 80, target: 8080, tls_disabled: false }],
+    /// let pods = [("reviews-v1-a", "10.0.0.1"), ("reviews-v1-b", "10.0.0.2")].map(|(name, ip)| {
+    ///     let mut pod = Workload::detached(&options, "default", name, "reviews", Labels::new());
+    ///     pod.address = WorkloadAddress::parse(ip);
+    ///     Backend {
+    ///         address: pod.address.clone().unwrap(),
+    ///         workload: pod.into(),
+    ///         hostname: None,
+    ///         ports: [BackendPort { service: 80, target: 8080, tls_disabled: false }].into(),
+    ///     }
     /// });
-    /// let endpoints = Endpoints::collect(found);
+    /// let endpoints = Endpoints::collect(&pods);
     /// assert_eq!((endpoints.groups.len(), endpoints.groups[0].endpoints.len()), (1, 2));
-    ///
-    /// let group = &endpoints.groups[0];
-    /// let again = group.workload(&options, &group.endpoints[0]);
-    /// assert_eq!((&*again.name, &again.identity), ("reviews-v1-a", &pods[0].identity));
+    /// assert!(endpoints.backends(&options).eq(pods));
     /// ```
-    pub fn collect<'a>(found: impl IntoIterator<Item = FoundEndpoint<'a>>) -> Self {
+    pub fn collect<'a>(found: impl IntoIterator<Item = &'a Backend>) -> Self {
         let mut groups: BTreeMap<GroupKey<'a>, Vec<Endpoint>> = BTreeMap::new();
-        for FoundEndpoint { workload, address, hostname, mut ports } in found {
-            ports.sort_unstable();
+        for Backend { workload, address, hostname, ports } in found {
             let key = (
                 &*workload.namespace,
                 &*workload.service_account,
@@ -122,8 +103,8 @@ impl Endpoints {
                 (workload.weight, workload.tls_capable, &*workload.telemetry.cluster),
             );
             let name = workload.name.to_string();
-            let hostname = hostname.map(str::to_owned);
-            groups.entry(key).or_default().push(Endpoint { address, name, hostname });
+            let hostname = hostname.as_deref().map(str::to_owned);
+            groups.entry(key).or_default().push(Endpoint { address: address.clone(), name, hostname });
         }
         let group = |(key, mut endpoints): (GroupKey<'_>, Vec<Endpoint>)| {
             endpoints.sort_by(|a, b| a.order().cmp(&b.order()));
@@ -132,8 +113,8 @@ impl Endpoints {
                 namespace: namespace.to_owned(),
                 service_account: service_account.to_owned(),
                 identity: identity.cloned(),
-                labels: labels.clone(),
-                ports,
+                labels: Arc::clone(labels),
+                ports: Arc::clone(ports),
                 locality: locality.to_owned(),
                 weight: rest.0.max(1),
                 tls: rest.1,
@@ -142,6 +123,18 @@ impl Endpoints {
             }
         };
         Self { groups: groups.into_iter().map(group).collect() }
+    }
+
+    /// The endpoints as a store takes them.
+    pub fn backends<'a>(&'a self, options: &'a StoreOptions) -> impl Iterator<Item = Backend> + 'a {
+        self.groups.iter().flat_map(|group| {
+            group.endpoints.iter().map(|endpoint| Backend {
+                workload: Arc::new(group.workload(options, endpoint)),
+                address: endpoint.address.clone(),
+                ports: Arc::clone(&group.ports),
+                hostname: endpoint.hostname.as_deref().map(Arc::from),
+            })
+        })
     }
 
     /// How many endpoints there are.
@@ -175,7 +168,7 @@ impl EndpointGroup {
     /// One of the endpoints as the workload that it is.
     pub fn workload(&self, options: &StoreOptions, endpoint: &Endpoint) -> Workload {
         let account = &self.service_account;
-        let labels = self.labels.clone();
+        let labels = Arc::clone(&self.labels);
         let mut workload = Workload::detached(options, &self.namespace, &endpoint.name, account, labels);
         let mut telemetry = (*workload.telemetry).clone();
         if endpoint.name.is_empty() && account.is_empty() {
@@ -195,7 +188,7 @@ impl EndpointGroup {
     }
 
     fn to_wire(&self) -> wire::EndpointGroup {
-        let port = |port: &EndpointPort| wire::EndpointPort {
+        let port = |port: &BackendPort| wire::EndpointPort {
             service: port.service.into(),
             target: if port.target == port.service { 0 } else { port.target.into() },
             tls_disabled: port.tls_disabled,
@@ -204,7 +197,7 @@ impl EndpointGroup {
             namespace: self.namespace.clone(),
             service_account: self.service_account.clone(),
             identity: self.identity.as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
-            labels: self.labels.clone(),
+            labels: (*self.labels).clone(),
             ports: self.ports.iter().map(port).collect(),
             locality: self.locality.clone(),
             weight: if self.weight == 1 { 0 } else { self.weight },
@@ -238,7 +231,7 @@ impl EndpointGroup {
             let number = |n: u32| u16::try_from(n).ok().filter(|n| *n > 0);
             let target = if port.target == 0 { port.service } else { port.target };
             let wrong = || DecodeError::new("ports", "a port is a number from 1 to 65535");
-            Ok(EndpointPort {
+            Ok(BackendPort {
                 service: number(port.service).ok_or_else(wrong)?,
                 target: number(target).ok_or_else(wrong)?,
                 tls_disabled: port.tls_disabled,
@@ -252,7 +245,7 @@ impl EndpointGroup {
             namespace: wire.namespace,
             service_account: wire.service_account,
             identity,
-            labels: wire.labels,
+            labels: Arc::new(wire.labels),
             ports: wire.ports.iter().map(port).collect::<Result<_, _>>()?,
             locality: wire.locality,
             weight: wire.weight.max(1),

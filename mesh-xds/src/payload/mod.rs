@@ -30,7 +30,7 @@ use mesh_core::resource::Object;
 use mesh_core::store::StoreOptions;
 use prost::Message;
 
-pub use endpoints::{Endpoint, EndpointGroup, EndpointPort, Endpoints, FoundEndpoint};
+pub use endpoints::{Endpoint, EndpointGroup, Endpoints};
 
 use crate::proto::mesh as wire;
 use crate::{ResourceType, Version};

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use mesh_core::resource::{Invalid, Kind, Resource, Service, VirtualService};
-use mesh_core::store::WorkloadAddress;
+use mesh_core::store::{Backend, BackendPort, WorkloadAddress};
 use proptest::prelude::*;
 
 use super::*;
@@ -112,19 +112,20 @@ fn ten_thousand_endpoints_take_little() {
     let options = StoreOptions::default();
     let labels: mesh_core::resource::Labels =
         (0..8).map(|i| (format!("label-{i}"), "v".repeat(20))).collect();
-    let pods: Vec<_> = (0..10_000)
-        .map(|i| {
-            let name = format!("reviews-v1-5d4f7c9b6d-{i:05}");
-            mesh_core::store::Workload::detached(&options, "default", &name, "reviews", labels.clone())
-        })
-        .collect();
-    let found = pods.iter().zip(1_u32..).map(|(workload, i)| FoundEndpoint {
-        workload,
-        address: WorkloadAddress::Ip(IpAddr::from((0x0a00_0000 + i).to_be_bytes())),
-        hostname: Some(&workload.name),
-        ports: vec![EndpointPort { service: 80, target: 8080, tls_disabled: false }],
+    let labels = Arc::new(labels);
+    let pods = (1..=10_000_u32).map(|i| {
+        let name = format!("reviews-v1-5d4f7c9b6d-{i:05}");
+        let workload =
+            mesh_core::store::Workload::detached(&options, "default", &name, "reviews", Arc::clone(&labels));
+        Backend {
+            workload: Arc::new(workload),
+            address: WorkloadAddress::Ip(IpAddr::from((0x0a00_0000 + i).to_be_bytes())),
+            hostname: Some(name.into()),
+            ports: [BackendPort { service: 80, target: 8080, tls_disabled: false }].into(),
+        }
     });
-    let endpoints = Endpoints::collect(found);
+    let pods: Vec<_> = pods.collect();
+    let endpoints = Endpoints::collect(&pods);
     assert_eq!((endpoints.len(), endpoints.groups.len()), (10_000, 1));
     let encoded = Payload::from(endpoints).encode().unwrap();
     assert!(encoded.body().len() < 10_000 * 45, "{}", encoded.body().len());
@@ -147,7 +148,7 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
 
 fn group() -> impl Strategy<Value = EndpointGroup> {
     let port = (1..=u16::MAX, 1..=u16::MAX, any::<bool>())
-        .prop_map(|(service, target, tls_disabled)| EndpointPort { service, target, tls_disabled });
+        .prop_map(|(service, target, tls_disabled)| BackendPort { service, target, tls_disabled });
     let names = (text(), text(), text(), text());
     let identity = proptest::option::of("[a-z]{1,8}/ns/[a-z]{1,8}/sa/[a-z]{1,8}");
     let labels = proptest::collection::btree_map(text(), text(), 0..4);
@@ -167,8 +168,8 @@ fn group() -> impl Strategy<Value = EndpointGroup> {
                 namespace,
                 service_account,
                 identity,
-                labels,
-                ports,
+                labels: labels.into(),
+                ports: ports.into(),
                 locality,
                 weight,
                 tls,
@@ -203,17 +204,17 @@ proptest! {
     fn the_order_of_finding_makes_no_difference(seed in proptest::collection::vec(0..4_u8, 1..20)) {
         let options = StoreOptions::default();
         let pods: Vec<_> = (0_u8..).zip(&seed).map(|(i, account)| {
-            let account = format!("a{account}");
-            (i, mesh_core::store::Workload::detached(&options, "d", &format!("p{i}"), &account, Default::default()))
+            let (name, account) = (format!("p{i}"), format!("a{account}"));
+            let none = mesh_core::resource::Labels::new();
+            Backend {
+                workload: Arc::new(mesh_core::store::Workload::detached(&options, "d", &name, &account, none)),
+                address: WorkloadAddress::Ip(IpAddr::from([10, 0, 0, i])),
+                hostname: None,
+                ports: Arc::default(),
+            }
         }).collect();
-        let found = |(i, workload)| FoundEndpoint {
-            workload,
-            address: WorkloadAddress::Ip(IpAddr::from([10, 0, 0, i])),
-            hostname: None,
-            ports: vec![],
-        };
-        let there = Endpoints::collect(pods.iter().map(|(i, w)| found((*i, w))));
-        let back = Endpoints::collect(pods.iter().rev().map(|(i, w)| found((*i, w))));
+        let there = Endpoints::collect(&pods);
+        let back = Endpoints::collect(pods.iter().rev());
         prop_assert_eq!(&there, &back);
         prop_assert_eq!(there.len(), seed.len());
     }

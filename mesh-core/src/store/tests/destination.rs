@@ -98,7 +98,7 @@ fn a_rule_that_selects_the_caller_comes_first_in_its_own_namespace() {
         ),
     ]);
     assert_eq!(rules(&store, &caller("web")), "web/all");
-    let labels = [("app".to_owned(), "front".to_owned())].into();
+    let labels: crate::resource::Labels = [("app".to_owned(), "front".to_owned())].into();
     let front = Workload::detached(&StoreOptions::default(), "web", "front", "", labels);
     assert_eq!(rules(&store, &front), "web/some");
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::{Outbound, Store, StoreOptions, Workload};
 use crate::cluster::{EndpointSpec, Expect, UpstreamTls};
+use crate::resource::Labels;
 use crate::yaml::parse_objects;
 
 /// A store of a text.
@@ -54,7 +55,7 @@ fn docs(documents: &[(&str, &str, &str)]) -> Store {
 /// A caller in `namespace` without labels.
 fn caller(namespace: &str) -> Arc<Workload> {
     let options = StoreOptions::default();
-    Arc::new(Workload::detached(&options, namespace, "caller", "", [].into()))
+    Arc::new(Workload::detached(&options, namespace, "caller", "", Labels::new()))
 }
 
 fn outbound(store: &Store, namespace: &str, host: &str) -> Option<Outbound> {

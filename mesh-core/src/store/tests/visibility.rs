@@ -111,7 +111,7 @@ fn the_sidecar_is_the_selecting_one_then_the_namespaces_then_the_roots() {
         ("Sidecar", "istio-system/root@1", &plain),
         ("Sidecar", "istio-system/root-selecting@0", &selecting),
     ];
-    let labels = [("app".to_owned(), "a".to_owned())].into();
+    let labels: crate::resource::Labels = [("app".to_owned(), "a".to_owned())].into();
     let a = Workload::detached(&StoreOptions::default(), "own", "a", "", labels);
     let of = |count: usize, workload: &Workload| {
         docs(&all[count..]).sidecar(workload).map(|s| s.meta.name.clone()).unwrap_or_default()
