@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value};
 
+use super::meta::LAST_APPLIED;
 use super::object::{Invalid, Kind, KindVisitor, Object, Resource, with_kind};
 use super::{ObjectMeta, metadata_problems};
 
 /// The annotation in which `kubectl` keeps a second copy of the whole resource.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Metadata that changes although nothing that the mesh uses has changed.
 const RESTLESS: [&str; 3] = ["resourceVersion", "generation", "uid"];
 

@@ -2,6 +2,8 @@
 
 use super::common::Labels;
 
+/// The annotation in which `kubectl` remembers what was applied.
+pub(super) const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// The namespace of a document that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
@@ -35,6 +37,15 @@ impl ObjectMeta {
     /// Metadata with nothing but a namespace and a name.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { name: name.to_owned(), namespace: namespace.to_owned(), ..Self::default() }
+    }
+
+    /// Leaves out what changes although nothing that the mesh uses has changed: the version, the uid, what
+    /// `kubectl` remembers.
+    pub(crate) fn drop_restless(&mut self) {
+        self.generation = 0;
+        self.resource_version = String::new();
+        self.uid = String::new();
+        self.annotations.remove(LAST_APPLIED);
     }
 
     /// What resources of one kind are ordered by where the oldest wins: age, then name, then namespace.

@@ -193,6 +193,20 @@ macro_rules! objects {
                 match self { $( Self::$kind(r) => r.invalid.as_ref(), )* }
             }
 
+            /// Whether both are the very same object in memory, which is quicker to tell than whether they
+            /// are equal.
+            pub fn ptr_eq(&self, other: &Self) -> bool {
+                match (self, other) {
+                    $( (Self::$kind(a), Self::$kind(b)) => Arc::ptr_eq(a, b), )*
+                    _ => false,
+                }
+            }
+
+            /// Where it lies in memory: as long as it is kept, no other object lies there.
+            pub fn address(&self) -> usize {
+                match self { $( Self::$kind(r) => Arc::as_ptr(r).addr(), )* }
+            }
+
             /// What the schema itself finds wrong.
             pub fn validate(&self) -> Vec<Problem> {
                 match self { $( Self::$kind(r) => r.spec.validate(&r.meta), )* }

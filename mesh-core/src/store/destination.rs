@@ -94,8 +94,46 @@ impl Destinations {
             .unwrap_or_default()
     }
 
+    /// Every rule of which [`lookup`](Self::lookup) chooses, whatever the client's labels are; without
+    /// `selecting`, for those without labels.
+    pub(super) fn candidates<'s>(
+        &'s self,
+        options: &StoreOptions,
+        client: &str,
+        selecting: bool,
+        service: Option<&str>,
+        host: &str,
+    ) -> Vec<&'s Arc<Resource<DestinationRule>>> {
+        let root = &*options.root_namespace;
+        let sees = |rule: &Rule| rule.export.sees(client);
+        let own = |rule: &Rule| sees(rule) && (client != root || rule.export.is_private(client));
+        let mut found = Vec::new();
+        let _ = self.candidates_of(client, host, selecting, &own, &mut found)
+            || service.is_some_and(|service| self.candidates_of(service, host, false, &sees, &mut found))
+            || self.candidates_of(root, host, false, &sees, &mut found);
+        found
+    }
+
+    /// Adds those of one namespace; says whether one of them applies whatever the labels are.
+    fn candidates_of<'s>(
+        &'s self,
+        namespace: &str,
+        host: &str,
+        selecting: bool,
+        sees: &dyn Fn(&Rule) -> bool,
+        found: &mut Vec<&'s Arc<Resource<DestinationRule>>>,
+    ) -> bool {
+        let Some(hosts) = self.0.get(namespace) else { return false };
+        hosts.covering(host).any(|rules| {
+            let plain = |rule: &Rule| labels_of(rule.resource.spec.workload_selector.as_ref()).is_none();
+            let seen = || rules.iter().filter(|rule| sees(rule));
+            found.extend(seen().filter(|rule| selecting || plain(rule)).map(|rule| &rule.resource));
+            seen().any(plain)
+        })
+    }
+
     /// Every rule, in no order.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Resource<DestinationRule>>> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Resource<DestinationRule>>> + Clone {
         self.0.values().flat_map(HostMap::values).map(|rule| &rule.resource)
     }
 

@@ -18,7 +18,7 @@ pub(super) fn find(store: &Store) -> Vec<Diagnostic> {
     rival_claims(store, &mut found);
     lost_destinations(store, &mut found);
     idle_rules(store, &mut found);
-    let selection = Selection::new(&store.index.workloads);
+    let selection = Selection::new(store.index.workloads.all());
     empty_services(store, &selection, &mut found);
     idle_selectors(store, &selection, &mut found);
     // Files and lines first, so that the same configuration is told in the same order.
@@ -36,9 +36,9 @@ fn warning<T: Kind>(resource: &Resource<T>, field: impl Into<String>, message: S
 
 /// Sidecars use one VirtualService for a host: the oldest.
 fn rival_claims(store: &Store, found: &mut Vec<Diagnostic>) {
-    for routes in &store.index.routes {
+    for routes in &store.index.claims.routes {
         for host in &routes.hosts {
-            let claims = store.index.route_hosts.of(host).iter();
+            let claims = store.index.claims.hosts.of(host).iter();
             let mut older = claims.take_while(|claim| !Arc::ptr_eq(claim, routes));
             let Some(older) = older.find(|claim| claim.export.overlaps(&routes.export)) else { continue };
             let message = format!(
@@ -60,7 +60,7 @@ fn host_field(routes: &Routes, host: &str, store: &Store) -> String {
 
 /// Destinations that no service answers to, and subsets that no DestinationRule defines.
 fn lost_destinations(store: &Store, found: &mut Vec<Diagnostic>) {
-    for routes in &store.index.routes {
+    for routes in &store.index.claims.routes {
         let resource = &routes.resource;
         let namespace = resource.meta.namespace.as_str();
         let mut told = HashSet::new();
@@ -100,11 +100,11 @@ fn idle_rules(store: &Store, found: &mut Vec<Diagnostic>) {
         let host = fqdn(&rule.spec.host, &rule.meta.namespace, &store.options.cluster_domain);
         let known = if host.starts_with('*') {
             let services = store.index.services.all().iter().map(|s| &s.info.host);
-            let claims = store.index.routes.iter().flat_map(|routes| &routes.hosts);
+            let claims = store.index.claims.routes.iter().flat_map(|routes| &routes.hosts);
             services.chain(claims).any(|known| covers(&host, known))
         } else {
             store.index.services.covering(&host).next().is_some()
-                || store.index.route_hosts.covering(&host).next().is_some()
+                || store.index.claims.hosts.covering(&host).next().is_some()
         };
         if !known {
             let message = format!("no service has the host {host}; correct it, or add the service");

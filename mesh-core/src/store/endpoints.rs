@@ -1,5 +1,6 @@
 //! Where a service's endpoints come from: EndpointSlices, Pods, WorkloadEntries, names.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::resource::{
 };
 
 /// The label by which an EndpointSlice names its service.
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// One endpoint of a service, all its ports together: what is left of Pods, slices and policies once they
 /// have been put together. One store gives these out ([`Outbound::backends`](super::Outbound::backends)), and
@@ -59,6 +60,8 @@ pub(super) struct Sources<'a> {
     peers: &'a ByNamespace<PeerAuthentication>,
     /// Whether any PeerAuthentication says DISABLE; most meshes have none.
     some_disable: bool,
+    /// The ports of the endpoint before: most have the same.
+    last_ports: RefCell<Arc<[BackendPort]>>,
 }
 
 impl Backend {
@@ -75,9 +78,35 @@ impl Backend {
         Self { workload, address, ports: ports.collect(), hostname: None }
     }
 
+    /// Whether it is `workload`. An endpoint that another store gave out says no more than its name.
+    pub(super) fn is(&self, workload: &Workload) -> bool {
+        let own = &self.workload;
+        match (&own.resource, &workload.resource) {
+            (Some(own), Some(other)) => own == other,
+            (None, Some(_)) => {
+                !own.name.is_empty() && (&own.namespace, &own.name) == (&workload.namespace, &workload.name)
+            }
+            (_, None) => false,
+        }
+    }
+
     /// How it serves the service's port, if it does.
     pub fn port(&self, service: u16) -> Option<BackendPort> {
         self.ports.iter().copied().find(|port| port.service == service)
+    }
+
+    /// Its address, where it is no name.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        match &self.address {
+            WorkloadAddress::Ip(ip) => Some(*ip),
+            WorkloadAddress::Name(_) => None,
+        }
+    }
+
+    /// Whether both say the same; quick where they share their workload.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        (Arc::ptr_eq(&self.workload, &other.workload) || self.workload == other.workload)
+            && (&self.address, &self.ports, &self.hostname) == (&other.address, &other.ports, &other.hostname)
     }
 
     /// Where it serves on `port`.
@@ -125,6 +154,7 @@ impl<'a> Sources<'a> {
                 let modes = p.spec.mtls.iter().chain(p.spec.port_level_mtls.values());
                 modes.into_iter().any(|mtls| mtls.mode == MutualTlsMode::Disable)
             }),
+            last_ports: RefCell::default(),
         }
     }
 
@@ -194,9 +224,13 @@ impl<'a> Sources<'a> {
             PeerAuthentications::of(self.peers, root, &workload.namespace, &workload.labels)
         });
         let disabled = |port| modes.as_ref().is_some_and(|m| m.mode(port) == MutualTlsMode::Disable);
-        numbers
-            .map(|(service, target)| BackendPort { service, target, tls_disabled: disabled(target) })
-            .collect()
+        let port = |(service, target)| BackendPort { service, target, tls_disabled: disabled(target) };
+        let ports: Vec<BackendPort> = numbers.map(port).collect();
+        let mut last = self.last_ports.borrow_mut();
+        if **last != *ports {
+            *last = ports.into();
+        }
+        Arc::clone(&last)
     }
 
     fn of_slices(
@@ -290,4 +324,9 @@ fn usable(pod: &Workload, unready_too: bool) -> bool {
 /// Whether an endpoint belongs to a subset with these labels.
 pub(super) fn in_subset(backend: &Backend, labels: &Labels) -> bool {
     crate::resource::selects(labels, &backend.workload.labels)
+}
+
+/// Whether two lists say the same; quick where they share their workloads.
+pub(super) fn same_backends(a: &[Backend], b: &[Backend]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b))
 }

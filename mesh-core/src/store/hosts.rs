@@ -49,7 +49,7 @@ pub(super) fn covers(pattern: &str, host: &str) -> bool {
 }
 
 /// The suffixes by which a wildcard may cover `host`, the longest first; the last is the empty one of `*`.
-fn suffixes(host: &str) -> impl Iterator<Item = &str> {
+pub(super) fn suffixes(host: &str) -> impl Iterator<Item = &str> {
     host.match_indices('.').filter_map(|(at, _)| host.get(at..)).chain(std::iter::once(""))
 }
 
@@ -92,7 +92,7 @@ impl<T> HostMap<T> {
     }
 
     /// Every value, in no order.
-    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
+    pub(super) fn values(&self) -> impl Iterator<Item = &T> + Clone {
         self.exact.values().chain(self.wild.values()).flatten()
     }
 

@@ -6,7 +6,7 @@ use super::Store;
 use super::destination::HostPolicy;
 use super::endpoints::target_port;
 use super::index::ByNamespace;
-use super::services::{Origin, ServiceInfo, ServicePort};
+use super::services::{ServiceInfo, ServicePort};
 use super::workloads::Workload;
 use crate::resource::peer_authentication::MutualTlsMode;
 use crate::resource::{
@@ -156,23 +156,7 @@ impl Store {
     fn inbound_ports(&self, workload: &Workload) -> Vec<InboundPort> {
         let mut ports = Vec::new();
         for service in self.index.services.of_namespace(&workload.namespace) {
-            let selected = match &service.origin {
-                Origin::Service(s) => {
-                    !s.spec.selector.is_empty() && selects(&s.spec.selector, &workload.labels)
-                }
-                Origin::Entries(entries) => entries
-                    .iter()
-                    .filter_map(|e| e.spec.workload_selector.as_ref())
-                    .any(|s| selects(&s.labels, &workload.labels)),
-            };
-            // A slice may know a Pod that no selector finds.
-            let backend = service
-                .backends
-                .iter()
-                .find(|b| workload.resource.is_some() && b.workload.resource == workload.resource);
-            if !selected && backend.is_none() {
-                continue;
-            }
+            let Some((_, backend)) = service.serves(workload) else { continue };
             let policy = self.index.destinations.lookup(
                 &self.options,
                 &workload.namespace,

@@ -9,10 +9,10 @@ use super::endpoints::Sources;
 use super::hosts::{HostMap, fqdn};
 use super::services::Services;
 use super::visibility::{Export, Sidecars};
-use super::workloads::{Selection, Workload};
+use super::workloads::{Selection, Workload, Workloads};
 use crate::resource::{
-    AuthorizationPolicy, DestinationRule, Kind, Object, PeerAuthentication, Resource, Telemetry,
-    VirtualService,
+    AuthorizationPolicy, DestinationRule, EndpointSlice, Kind, Object, PeerAuthentication, Resource, Service,
+    ServiceEntry, Sidecar, Telemetry, VirtualService,
 };
 
 /// The gateway that stands for all sidecars.
@@ -28,23 +28,55 @@ pub(super) struct Routes {
     pub(super) resource: Arc<Resource<VirtualService>>,
     /// Its hosts in full.
     pub(super) hosts: Vec<Arc<str>>,
+    /// The hosts that its rules lead to, in full.
+    pub(super) destinations: Vec<Arc<str>>,
     pub(super) export: Export,
 }
 
-/// Everything that a store knows.
-#[derive(Debug)]
-pub(super) struct Index {
-    pub(super) workloads: Vec<Arc<Workload>>,
-    by_name: HashMap<String, HashMap<String, Arc<Workload>>>,
-    pub(super) services: Services,
+/// The VirtualServices that sidecars use.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
     /// By age.
     pub(super) routes: Vec<Arc<Routes>>,
-    pub(super) route_hosts: HostMap<Arc<Routes>>,
-    pub(super) destinations: Destinations,
-    pub(super) sidecars: Sidecars,
-    pub(super) authorization: ByNamespace<AuthorizationPolicy>,
-    pub(super) peers: ByNamespace<PeerAuthentication>,
-    pub(super) telemetry: ByNamespace<Telemetry>,
+    pub(super) hosts: HostMap<Arc<Routes>>,
+}
+
+/// Everything that a store knows. Its parts are shared with the index before, where that had them already.
+#[derive(Debug)]
+pub(super) struct Index {
+    pub(super) workloads: Arc<Workloads>,
+    pub(super) services: Arc<Services>,
+    pub(super) claims: Arc<Claims>,
+    pub(super) destinations: Arc<Destinations>,
+    pub(super) sidecars: Arc<Sidecars>,
+    pub(super) authorization: Arc<ByNamespace<AuthorizationPolicy>>,
+    pub(super) peers: Arc<ByNamespace<PeerAuthentication>>,
+    pub(super) telemetry: Arc<ByNamespace<Telemetry>>,
+}
+
+/// Resources of one kind by age; `None` where the index before has them.
+pub(super) type List<T> = Option<Vec<Arc<Resource<T>>>>;
+
+/// What an index is made from.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) workloads: Option<Workloads>,
+    /// There whenever workloads or PeerAuthentications are.
+    pub(super) registry: Option<Registry>,
+    pub(super) virtual_services: List<VirtualService>,
+    pub(super) rules: List<DestinationRule>,
+    pub(super) sidecars: List<Sidecar>,
+    pub(super) peers: List<PeerAuthentication>,
+    pub(super) authorization: List<AuthorizationPolicy>,
+    pub(super) telemetry: List<Telemetry>,
+}
+
+/// What services and their endpoints are made from, each list by age.
+#[derive(Debug)]
+pub(super) struct Registry {
+    pub(super) services: Vec<Arc<Resource<Service>>>,
+    pub(super) entries: Vec<Arc<Resource<ServiceEntry>>>,
+    pub(super) slices: Vec<Arc<Resource<EndpointSlice>>>,
 }
 
 impl<T> ByNamespace<T> {
@@ -56,7 +88,7 @@ impl<T> ByNamespace<T> {
         self.0.get(namespace).map_or(&[], Vec::as_slice)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Resource<T>>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Resource<T>>> + Clone {
         self.0.values().flatten()
     }
 }
@@ -82,7 +114,8 @@ macro_rules! sort_out {
     };
 }
 
-impl Index {
+impl Parts {
+    /// Sorts all of them out.
     pub(super) fn new(options: &StoreOptions, objects: Vec<Object>) -> Self {
         sort_out! { objects:
             VirtualService => virtual_services, DestinationRule => rules, ServiceEntry => entries,
@@ -90,45 +123,73 @@ impl Index {
             AuthorizationPolicy => authorization, Telemetry => telemetry, Service => services,
             EndpointSlice => slices, Pod => pods, Namespace => _namespaces,
         }
-        let pods = pods.iter().map(|pod| Workload::of_pod(options, pod));
-        let entries_of_workloads = workload_entries.iter().map(|entry| Workload::of_entry(options, entry));
-        let workloads: Vec<_> = pods.chain(entries_of_workloads).map(Arc::new).collect();
-        let mut by_name: HashMap<String, HashMap<String, Arc<Workload>>> = HashMap::new();
-        for workload in &workloads {
-            let names = by_name.entry(workload.namespace.to_string()).or_default();
-            names.entry(workload.name.to_string()).or_insert_with(|| Arc::clone(workload));
-        }
-
-        let peers = ByNamespace::new(peers);
-        let services = {
-            let selection = Selection::new(&workloads);
-            let sources = Sources::new(options, &workloads, &selection, &slices, &peers);
-            Services::new(options, &services, &entries, &sources)
-        };
-        let routes = virtual_services.into_iter().filter_map(|vs| Routes::new(options, vs));
-        let routes: Vec<_> = routes.map(Arc::new).collect();
-        let mut route_hosts = HostMap::default();
-        for claim in &routes {
-            for host in &claim.hosts {
-                route_hosts.insert(host, Arc::clone(claim));
-            }
-        }
+        let pods = pods.iter().map(|pod| Arc::new(Workload::of_pod(options, pod))).collect();
+        let entry = |entry: Arc<Resource<_>>| (Arc::new(Workload::of_entry(options, &entry)), entry);
         Self {
-            by_name,
-            services,
-            routes,
-            route_hosts,
-            destinations: Destinations::new(options, rules),
-            sidecars: by_namespace(sidecars),
-            authorization: ByNamespace::new(authorization),
+            workloads: Some(Workloads::new(pods, workload_entries.into_iter().map(entry).collect())),
+            registry: Some(Registry { services, entries, slices }),
+            virtual_services: Some(virtual_services),
+            rules: Some(rules),
+            sidecars: Some(sidecars),
+            peers: Some(peers),
+            authorization: Some(authorization),
+            telemetry: Some(telemetry),
+        }
+    }
+}
+
+impl Index {
+    /// An index of `parts`, and of those of `before` that are not among them.
+    pub(super) fn new(options: &StoreOptions, parts: Parts, before: &Self) -> Self {
+        fn part<P, T>(new: Option<P>, before: &Arc<T>, make: impl FnOnce(P) -> T) -> Arc<T> {
+            new.map_or_else(|| Arc::clone(before), |new| Arc::new(make(new)))
+        }
+        let workloads = part(parts.workloads, &before.workloads, |new| new);
+        let peers = part(parts.peers, &before.peers, ByNamespace::new);
+        let services = parts.registry.map(|registry| {
+            let selection = Selection::new(workloads.all());
+            let sources = Sources::new(options, workloads.all(), &selection, &registry.slices, &peers);
+            Services::new(options, &registry, &sources, &before.services)
+        });
+        Self {
+            services: services.unwrap_or_else(|| Arc::clone(&before.services)),
+            claims: part(parts.virtual_services, &before.claims, |new| Claims::new(options, new)),
+            destinations: part(parts.rules, &before.destinations, |new| Destinations::new(options, new)),
+            sidecars: part(parts.sidecars, &before.sidecars, by_namespace),
+            authorization: part(parts.authorization, &before.authorization, ByNamespace::new),
+            telemetry: part(parts.telemetry, &before.telemetry, ByNamespace::new),
             peers,
-            telemetry: ByNamespace::new(telemetry),
             workloads,
         }
     }
+}
 
-    pub(super) fn workload(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
-        self.by_name.get(namespace)?.get(name)
+impl Default for Index {
+    fn default() -> Self {
+        Self {
+            workloads: Arc::default(),
+            services: Arc::default(),
+            claims: Arc::default(),
+            destinations: Arc::default(),
+            sidecars: Arc::default(),
+            authorization: Arc::new(ByNamespace::new(Vec::new())),
+            peers: Arc::new(ByNamespace::new(Vec::new())),
+            telemetry: Arc::new(ByNamespace::new(Vec::new())),
+        }
+    }
+}
+
+impl Claims {
+    fn new(options: &StoreOptions, virtual_services: Vec<Arc<Resource<VirtualService>>>) -> Self {
+        let routes = virtual_services.into_iter().filter_map(|vs| Routes::new(options, vs));
+        let routes: Vec<_> = routes.map(Arc::new).collect();
+        let mut hosts = HostMap::default();
+        for claim in &routes {
+            for host in &claim.hosts {
+                hosts.insert(host, Arc::clone(claim));
+            }
+        }
+        Self { routes, hosts }
     }
 }
 
@@ -142,19 +203,17 @@ impl Routes {
         }
         let namespace = &resource.meta.namespace;
         let mut hosts: Vec<Arc<str>> = Vec::with_capacity(spec.hosts.len());
-        for host in &spec.hosts {
+        let mut destinations = Vec::new();
+        let add = |list: &mut Vec<Arc<str>>, host: &str| {
             let host = fqdn(host, namespace, &options.cluster_domain);
-            if !host.is_empty() && !hosts.iter().any(|seen| **seen == *host) {
-                hosts.push(host.into());
+            if !host.is_empty() && !list.iter().any(|seen| **seen == *host) {
+                list.push(host.into());
             }
-        }
-        Some(Self { hosts, export: Export::list(&spec.export_to, namespace), resource })
-    }
-
-    /// The hosts that its rules lead to, in full.
-    pub(super) fn destinations(&self, cluster_domain: &str) -> impl Iterator<Item = String> {
-        let namespace = &self.resource.meta.namespace;
-        destinations_of(&self.resource.spec).map(move |d| fqdn(&d.host, namespace, cluster_domain))
+        };
+        spec.hosts.iter().for_each(|host| add(&mut hosts, host));
+        destinations_of(spec).for_each(|destination| add(&mut destinations, &destination.host));
+        let export = Export::list(&spec.export_to, namespace);
+        Some(Self { hosts, destinations, export, resource })
     }
 }
 

@@ -36,14 +36,17 @@
 //! assert!(store.outbound(&caller, "nobody").is_none());
 //! ```
 
+mod changes;
 mod destination;
 mod diagnostics;
 mod endpoints;
 mod hosts;
 mod inbound;
 mod index;
+mod keeper;
 mod outbound;
 mod services;
+mod told;
 mod visibility;
 mod workloads;
 
@@ -54,18 +57,21 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use changes::Differences;
 pub use destination::{EffectivePolicy, HostPolicy};
 pub use endpoints::{Backend, BackendPort};
 pub use inbound::{Inbound, InboundPort, PeerAuthentications};
+pub use keeper::Keeper;
 pub use outbound::{Fingerprint, HostEntry, Outbound};
 pub use services::{ServiceInfo, ServicePort};
+pub use told::{AddressHosts, View};
 pub use workloads::{DEFAULT_ACCOUNT, TLS_MODE_LABEL, Workload, WorkloadAddress};
 
 use crate::diagnostic::Diagnostic;
 use crate::identity::TrustDomain;
 use crate::resource::sidecar::OutboundTrafficPolicy;
 use crate::resource::{Object, Resource, Sidecar};
-use index::Index;
+use index::{Index, Parts};
 use visibility::{Scope, sidecar_of};
 
 /// What a store has to know beside the resources.
@@ -112,8 +118,8 @@ impl Store {
     /// Builds a store. The order of `objects` makes no difference, but for several of one kind and name,
     /// which a source never gives.
     pub fn new(options: StoreOptions, objects: Vec<Object>) -> Self {
-        let index = Arc::new(Index::new(&options, objects));
-        Self { options: Arc::new(options), index, scopes: Arc::default() }
+        let index = Index::new(&options, Parts::new(&options, objects), &Index::default());
+        Self { options: Arc::new(options), index: Arc::new(index), scopes: Arc::default() }
     }
 
     /// What it was built with.
@@ -123,12 +129,12 @@ impl Store {
 
     /// The Pod or WorkloadEntry of this name; of two, the Pod.
     pub fn workload(&self, namespace: &str, name: &str) -> Option<Arc<Workload>> {
-        self.index.workload(namespace, name).map(Arc::clone)
+        self.index.workloads.of(namespace, name).map(Arc::clone)
     }
 
     /// Every Pod and WorkloadEntry.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.index.workloads.iter()
+        self.index.workloads.all().iter()
     }
 
     /// A host of a resource in `namespace`, in full: `reviews` is
@@ -173,9 +179,9 @@ impl Store {
         }
         let mut scope = Scope::new(namespace, Some(&of.spec));
         if scope.is_narrowed() {
-            let seen = self.index.routes.iter();
+            let seen = self.index.claims.routes.iter();
             let seen = seen.filter(|r| scope.sees_routes(&r.export, &r.resource.meta.namespace, &r.hosts));
-            let pulled: Vec<_> = seen.flat_map(|r| r.destinations(&self.options.cluster_domain)).collect();
+            let pulled: Vec<_> = seen.flat_map(|r| &r.destinations).map(Arc::clone).collect();
             scope.pull(pulled);
         }
         let scope = Arc::new(scope);
@@ -188,9 +194,9 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store")
             .field("options", &self.options)
-            .field("workloads", &self.index.workloads.len())
+            .field("workloads", &self.index.workloads.all().len())
             .field("services", &self.index.services.all().len())
-            .field("virtual_services", &self.index.routes.len())
+            .field("virtual_services", &self.index.claims.routes.len())
             .finish_non_exhaustive()
     }
 }

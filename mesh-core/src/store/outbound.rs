@@ -58,11 +58,24 @@ pub struct Fingerprint {
 
 /// What a name leads to.
 #[derive(Debug)]
-struct Found {
-    service: Option<Arc<ServiceData>>,
+pub(super) struct Found {
+    pub(super) service: Option<Arc<ServiceData>>,
+    /// The services of which one stands for the next, the last of them for `service`; empty for most.
+    pub(super) aliases: Vec<Arc<ServiceData>>,
     /// For a host that only a VirtualService knows: that host, perhaps a wildcard.
-    claimed: Option<Arc<str>>,
+    pub(super) claimed: Option<Arc<str>>,
     instance: Option<Arc<str>>,
+}
+
+impl Found {
+    fn claimed(host: Arc<str>) -> Self {
+        Self { service: None, aliases: Vec::new(), claimed: Some(host), instance: None }
+    }
+
+    /// The host in full.
+    pub(super) fn host(&self) -> Option<&Arc<str>> {
+        self.service.as_ref().map(|service| &service.info.host).or(self.claimed.as_ref())
+    }
 }
 
 impl PartialEq for Fingerprint {
@@ -168,7 +181,7 @@ impl Outbound {
         let mut endpoints: Vec<EndpointSpec> = Vec::new();
         let mut seen = std::collections::HashSet::new();
         let named = self.named_by_the_call(service);
-        for backend in service.backends.iter().chain(&named) {
+        for backend in service.backends.iter().chain(named.as_ref()) {
             let Some(at) = backend.port(port).filter(|_| in_subset(backend, labels)) else { continue };
             if self.instance.is_some() && backend.hostname != self.instance {
                 continue;
@@ -266,7 +279,7 @@ impl Store {
         let services = self.index.services.all().iter().filter(move |service| {
             let chosen = self.index.services.of_host(&service.info.host, &of_services);
             chosen.is_some_and(|chosen| Arc::ptr_eq(chosen, service))
-                && self.target(service, &of_services).is_none()
+                && self.targets(service, &of_services).is_empty()
         });
         let domains_of = Arc::clone(&scope);
         let services = services.map(move |service| HostEntry {
@@ -274,7 +287,7 @@ impl Store {
             domains: self.domains(service, &domains_of),
         });
         let mut told = std::collections::HashSet::new();
-        let claims = self.index.routes.iter().flat_map(|routes| &routes.hosts).filter(move |host| {
+        let claims = self.index.claims.routes.iter().flat_map(|routes| &routes.hosts).filter(move |host| {
             self.index.services.of_host(host, &scope).is_none()
                 && self.claim(host, host, &scope).is_some()
                 && told.insert(Arc::clone(host))
@@ -288,10 +301,7 @@ impl Store {
     pub fn outbound(&self, workload: &Workload, host: &str) -> Option<Outbound> {
         let scope = self.scope(workload);
         let found = self.resolve(host, &scope)?;
-        let full = match (&found.service, &found.claimed) {
-            (Some(service), _) => Arc::clone(&service.info.host),
-            (None, claimed) => Arc::clone(claimed.as_ref()?),
-        };
+        let full = Arc::clone(found.host()?);
         let routes = self.routes(&full, &scope).map(Arc::clone);
         let policy = self.index.destinations.lookup(
             &self.options,
@@ -317,11 +327,16 @@ impl Store {
 
     /// Finds what a name leads to: a service by its full name, a virtual address, a short form; a host that
     /// only a VirtualService knows; the longest wildcard.
-    fn resolve(&self, called: &str, scope: &Scope) -> Option<Found> {
+    pub(super) fn resolve(&self, called: &str, scope: &Scope) -> Option<Found> {
         let services = &self.index.services;
         let of = |service: &Arc<ServiceData>, instance: Option<&str>| {
-            let service = self.target(service, scope).unwrap_or(service);
-            Found { service: Some(Arc::clone(service)), claimed: None, instance: instance.map(Arc::from) }
+            let mut aliases: Vec<_> = self.targets(service, scope).into_iter().map(Arc::clone).collect();
+            let last = aliases.pop();
+            if last.is_some() {
+                aliases.insert(0, Arc::clone(service));
+            }
+            let service = last.unwrap_or_else(|| Arc::clone(service));
+            Found { service: Some(service), aliases, claimed: None, instance: instance.map(Arc::from) }
         };
         let names = candidates(called, &scope.namespace, &self.options.cluster_domain);
         if let Some(service) = names.iter().find_map(|name| services.of_host(name, scope)) {
@@ -332,7 +347,7 @@ impl Store {
         }
         let claim = |host: &str| self.claim(host, called, scope).is_some();
         if let Some(host) = names.iter().find(|name| self.claim(name, name, scope).is_some()) {
-            return Some(Found { service: None, claimed: Some(host.as_str().into()), instance: None });
+            return Some(Found::claimed(host.as_str().into()));
         }
         if let Some((instance, of_service)) = called.split_once('.') {
             let names = candidates(of_service, &scope.namespace, &self.options.cluster_domain);
@@ -343,45 +358,41 @@ impl Store {
         }
         // Both are sorted by length, and a longer suffix is a more specific wildcard.
         let service = services.wildcard(called, scope);
-        let claimed = self.index.route_hosts.wildcards(called).map(|(suffix, _)| suffix).find(|suffix| {
+        let claimed = self.index.claims.hosts.wildcards(called).map(|(suffix, _)| suffix).find(|suffix| {
             let longer = service.is_none_or(|(of_service, _)| suffix.len() > of_service.len());
             longer && claim(&format!("*{suffix}"))
         });
         match (claimed, service) {
-            (Some(suffix), _) => {
-                Some(Found { service: None, claimed: Some(format!("*{suffix}").into()), instance: None })
-            }
+            (Some(suffix), _) => Some(Found::claimed(format!("*{suffix}").into())),
             (None, Some((_, service))) => Some(of(service, None)),
             (None, None) => None,
         }
     }
 
-    /// The service that an `ExternalName` service stands for, when the mesh knows it.
-    fn target<'a>(&'a self, service: &Arc<ServiceData>, scope: &Scope) -> Option<&'a Arc<ServiceData>> {
-        let mut target = self.index.services.of_host(service.alias.as_ref()?, scope)?;
-        for _ in 0..MAX_ALIASES {
-            let Some(alias) = &target.alias else { return Some(target) };
-            let Some(next) = self.index.services.of_host(alias, scope) else { return Some(target) };
-            target = next;
-        }
-        None
+    /// The services that an `ExternalName` service stands for, one for the next, as far as the mesh knows them.
+    /// None where they are too many, or a circle.
+    fn targets<'a>(&'a self, service: &'a ServiceData, scope: &Scope) -> Vec<&'a Arc<ServiceData>> {
+        let next = |service: &ServiceData| self.index.services.of_host(service.alias.as_ref()?, scope);
+        let all = std::iter::successors(next(service), |service| next(service)).take(MAX_ALIASES + 1);
+        let all: Vec<_> = all.collect();
+        if all.len() > MAX_ALIASES { Vec::new() } else { all }
     }
 
     /// The VirtualService that claims exactly `host`, for a call to `called`.
-    fn claim(&self, host: &str, called: &str, scope: &Scope) -> Option<&Arc<Routes>> {
+    pub(super) fn claim(&self, host: &str, called: &str, scope: &Scope) -> Option<&Arc<Routes>> {
         // A host that no service stands behind has to be listed by the Sidecar itself.
-        self.index.route_hosts.of(host).iter().find(|routes| {
+        self.index.claims.hosts.of(host).iter().find(|routes| {
             let namespace = &routes.resource.meta.namespace;
             scope.sees_routes(&routes.export, namespace, &routes.hosts) && scope.lists(namespace, called)
         })
     }
 
     /// The VirtualService for `host`: of those that are seen, the oldest of the most specific claim.
-    fn routes(&self, host: &str, scope: &Scope) -> Option<&Arc<Routes>> {
+    pub(super) fn routes(&self, host: &str, scope: &Scope) -> Option<&Arc<Routes>> {
         let sees = |routes: &&Arc<Routes>| {
             scope.sees_routes(&routes.export, &routes.resource.meta.namespace, &routes.hosts)
         };
-        self.index.route_hosts.covering(host).filter_map(|claims| claims.iter().find(sees)).next()
+        self.index.claims.hosts.covering(host).filter_map(|claims| claims.iter().find(sees)).next()
     }
 
     /// The names by which callers of the scope know a service.

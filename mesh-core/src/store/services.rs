@@ -2,16 +2,20 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use ipnet::IpNet;
 
 use super::StoreOptions;
-use super::endpoints::{Backend, Sources};
+use super::endpoints::{Backend, Sources, same_backends};
 use super::hosts::HostMap;
+use super::index::Registry;
 use super::visibility::{Export, Scope};
+use super::workloads::{Workload, WorkloadAddress};
 use crate::cluster::ServiceName;
 use crate::protocol::Protocol;
 use crate::resource::service_entry::{ServiceEntryLocation, ServiceEntryResolution};
-use crate::resource::{IntOrString, ObjectMeta, Resource, Service, ServiceEntry};
+use crate::resource::{IntOrString, ObjectMeta, Resource, Service, ServiceEntry, selects};
 
 /// The annotation by which a Kubernetes Service says which namespaces see it.
 const EXPORT_ANNOTATION: &str = "networking.istio.io/exportTo";
@@ -70,7 +74,7 @@ pub(super) struct ServiceData {
     pub(super) info: Arc<ServiceInfo>,
     pub(super) origin: Origin,
     pub(super) export: Export,
-    pub(super) backends: Vec<Backend>,
+    pub(super) backends: Arc<[Backend]>,
     /// Names that certificates of its endpoints may carry beside (for Kubernetes) or instead of (for a
     /// ServiceEntry) those of their accounts.
     pub(super) alt_names: Vec<String>,
@@ -85,6 +89,10 @@ pub(super) struct Services {
     hosts: HostMap<Arc<ServiceData>>,
     namespaces: HashMap<Arc<str>, Vec<Arc<ServiceData>>>,
     vips: HashMap<IpAddr, Vec<Arc<ServiceData>>>,
+    /// The blocks of addresses of ServiceEntries.
+    blocks: Vec<(IpNet, Arc<ServiceData>)>,
+    /// The places in `all` of the services with an endpoint at an address; made when it is asked for first.
+    endpoints: OnceLock<HashMap<IpAddr, Vec<u32>>>,
     /// `ExternalName` services by the host that they stand for.
     aliases: HashMap<String, Vec<Arc<ServiceData>>>,
 }
@@ -93,6 +101,11 @@ impl ServiceInfo {
     /// Its port with this number.
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// Its virtual addresses that are no blocks.
+    pub(super) fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.vips.iter().filter_map(|vip| vip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical())
     }
 
     /// Its names, as clusters and telemetry carry them.
@@ -105,12 +118,40 @@ impl ServiceInfo {
     }
 }
 
+impl Origin {
+    /// Whether it is the very same resources.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Service(a), Self::Service(b)) => Arc::ptr_eq(a, b),
+            (Self::Entries(a), Self::Entries(b)) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+            }
+            _ => false,
+        }
+    }
+}
+
 impl ServiceData {
     fn meta(&self) -> Option<&ObjectMeta> {
         match &self.origin {
             Origin::Service(service) => Some(&service.meta),
             Origin::Entries(entries) => entries.first().map(|entry| &entry.meta),
         }
+    }
+
+    /// Whether `workload` serves it: whether a selector says so, and the endpoint that it is. `None` where it
+    /// does not.
+    pub(super) fn serves(&self, workload: &Workload) -> Option<(bool, Option<&Backend>)> {
+        let selected = match &self.origin {
+            Origin::Service(s) => !s.spec.selector.is_empty() && selects(&s.spec.selector, &workload.labels),
+            Origin::Entries(entries) => entries
+                .iter()
+                .filter_map(|e| e.spec.workload_selector.as_ref())
+                .any(|s| selects(&s.labels, &workload.labels)),
+        };
+        // A slice may know a Pod that no selector finds.
+        let backend = self.backends.iter().find(|b| b.is(workload));
+        (selected || backend.is_some()).then_some((selected, backend))
     }
 
     /// Whether a wildcard host stands for whatever name is called.
@@ -160,7 +201,7 @@ impl ServiceData {
         };
         let export = meta.annotations.get(EXPORT_ANNOTATION).map_or("", String::as_str);
         Self {
-            backends: sources.of_service(service, &info),
+            backends: sources.of_service(service, &info).into(),
             export: Export::new(export.split(','), &meta.namespace),
             info: Arc::new(info),
             origin: Origin::Service(Arc::clone(service)),
@@ -207,7 +248,7 @@ impl ServiceData {
             export: Export::list(&first.spec.export_to, namespace),
             info: Arc::new(info),
             origin: Origin::Entries(entries),
-            backends,
+            backends: backends.into(),
             alt_names,
             alias: None,
         })
@@ -229,13 +270,14 @@ fn ports_of(entry: &Resource<ServiceEntry>) -> Vec<ServicePort> {
 }
 
 impl Services {
-    /// Builds the registry. Both lists are sorted by age.
+    /// Builds the registry. What is in `before` already is taken from there, so that whoever compares two
+    /// stores sees at a glance what has changed.
     pub(super) fn new(
         options: &StoreOptions,
-        services: &[Arc<Resource<Service>>],
-        entries: &[Arc<Resource<ServiceEntry>>],
+        Registry { services, entries, .. }: &Registry,
         sources: &Sources<'_>,
-    ) -> Self {
+        before: &Arc<Self>,
+    ) -> Arc<Self> {
         let mut all: Vec<ServiceData> =
             services.iter().map(|service| ServiceData::of_service(options, service, sources)).collect();
         let kubernetes: HashMap<(String, String), usize> = all
@@ -275,18 +317,45 @@ impl Services {
                 .cmp(&key(b))
                 .then_with(|| a.meta().map(ObjectMeta::age_order).cmp(&b.meta().map(ObjectMeta::age_order)))
         });
+        let all: Vec<_> = all.into_iter().map(|service| before.shared(service)).collect();
+        let same = |(a, b): (&Arc<ServiceData>, &Arc<ServiceData>)| Arc::ptr_eq(a, b);
+        if all.len() == before.all.len() && all.iter().zip(&before.all).all(same) {
+            return Arc::clone(before);
+        }
         let mut registry = Self::default();
         for service in all {
-            registry.add(Arc::new(service));
+            registry.add(service);
         }
-        registry
+        Arc::new(registry)
+    }
+
+    /// A service as this registry has it, where nothing but its address in memory would differ.
+    fn shared(&self, mut service: ServiceData) -> Arc<ServiceData> {
+        let known = self.hosts.of(&service.info.host).iter();
+        let mut known = known.filter(|known| known.origin.same(&service.origin));
+        let Some(known) = known.next() else { return Arc::new(service) };
+        if same_backends(&known.backends, &service.backends) {
+            service.backends = Arc::clone(&known.backends);
+        }
+        if known.info == service.info {
+            service.info = Arc::clone(&known.info);
+        }
+        let same = Arc::ptr_eq(&known.backends, &service.backends)
+            && Arc::ptr_eq(&known.info, &service.info)
+            && known.export == service.export
+            && known.alt_names == service.alt_names
+            && known.alias == service.alias;
+        if same { Arc::clone(known) } else { Arc::new(service) }
     }
 
     fn add(&mut self, service: Arc<ServiceData>) {
         self.hosts.insert(&service.info.host, Arc::clone(&service));
         self.namespaces.entry(Arc::clone(&service.info.namespace)).or_default().push(Arc::clone(&service));
-        for vip in service.info.vips.iter().filter_map(|vip| vip.parse::<IpAddr>().ok()) {
-            self.vips.entry(vip.to_canonical()).or_default().push(Arc::clone(&service));
+        for vip in service.info.ips() {
+            self.vips.entry(vip).or_default().push(Arc::clone(&service));
+        }
+        for block in service.info.vips.iter().filter_map(|vip| vip.parse::<IpNet>().ok()) {
+            self.blocks.push((block, Arc::clone(&service)));
         }
         if let Some(target) = &service.alias {
             self.aliases.entry(target.clone()).or_default().push(Arc::clone(&service));
@@ -302,6 +371,11 @@ impl Services {
     /// The services of a namespace.
     pub(super) fn of_namespace(&self, namespace: &str) -> &[Arc<ServiceData>] {
         self.namespaces.get(namespace).map_or(&[], Vec::as_slice)
+    }
+
+    /// The services of exactly this host (or wildcard), whoever sees them.
+    pub(super) fn exactly(&self, host: &str) -> &[Arc<ServiceData>] {
+        self.hosts.of(host)
     }
 
     /// The service of exactly this host (or wildcard) that the scope sees.
@@ -321,6 +395,48 @@ impl Services {
     /// The service with this virtual address.
     pub(super) fn of_vip(&self, ip: IpAddr, scope: &Scope) -> Option<&Arc<ServiceData>> {
         choose(self.vips.get(&ip.to_canonical())?, scope)
+    }
+
+    /// All that the scope sees of an address: those with the virtual address, the one that decides first; where
+    /// there is none, those with a block that covers it, the smallest block first.
+    pub(super) fn at_vip<'a>(&'a self, ip: IpAddr, scope: &Scope) -> Vec<&'a Arc<ServiceData>> {
+        let ip = ip.to_canonical();
+        let sees = |s: &&Arc<ServiceData>| scope.sees_service(&s.export, &s.info.namespace, &s.info.host);
+        let first = self.of_vip(ip, scope);
+        if let Some(first) = first {
+            let others = self.vips.get(&ip).into_iter().flatten().filter(|other| !Arc::ptr_eq(other, first));
+            return std::iter::once(first).chain(others.filter(sees)).collect();
+        }
+        let covering = self.blocks.iter().filter(|(block, service)| block.contains(&ip) && sees(&service));
+        let mut covering: Vec<_> = covering.collect();
+        covering.sort_by_key(|(block, _)| std::cmp::Reverse(block.prefix_len()));
+        covering.into_iter().map(|(_, service)| service).collect()
+    }
+
+    /// The services that the scope sees with an endpoint at an address.
+    pub(super) fn at_endpoint<'a>(&'a self, ip: IpAddr, scope: &Scope) -> Vec<&'a Arc<ServiceData>> {
+        let endpoints = self.endpoints.get_or_init(|| {
+            let mut endpoints: HashMap<IpAddr, Vec<u32>> = HashMap::new();
+            for (at, service) in (0..).zip(&self.all) {
+                for backend in &*service.backends {
+                    if let WorkloadAddress::Ip(ip) = backend.address {
+                        let of = endpoints.entry(ip).or_default();
+                        if of.last() != Some(&at) {
+                            of.push(at);
+                        }
+                    }
+                }
+            }
+            endpoints
+        });
+        let at = endpoints.get(&ip.to_canonical()).into_iter().flatten();
+        let found = at.filter_map(|at| self.all.get(usize::try_from(*at).ok()?));
+        found.filter(|s| scope.sees_service(&s.export, &s.info.namespace, &s.info.host)).collect()
+    }
+
+    /// Those that have a virtual address, whoever sees them.
+    pub(super) fn sharing(&self, vip: IpAddr) -> &[Arc<ServiceData>] {
+        self.vips.get(&vip).map_or(&[], Vec::as_slice)
     }
 
     /// The `ExternalName` services that stand for `host`.

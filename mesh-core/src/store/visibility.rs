@@ -83,7 +83,7 @@ pub(super) struct Scope {
     /// `None` is everything that is exported.
     egress: Option<Egress>,
     /// Destinations of VirtualServices that are seen: visible although nobody lists them.
-    pulled: HashSet<String>,
+    pulled: HashSet<Arc<str>>,
 }
 
 impl Entry {
@@ -131,7 +131,7 @@ impl Scope {
     }
 
     /// Adds hosts that VirtualServices lead to.
-    pub(super) fn pull(&mut self, hosts: impl IntoIterator<Item = String>) {
+    pub(super) fn pull(&mut self, hosts: impl IntoIterator<Item = Arc<str>>) {
         self.pulled.extend(hosts);
     }
 

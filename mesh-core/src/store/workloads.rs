@@ -35,7 +35,7 @@ pub struct Workload {
     /// Where it is reached.
     pub address: Option<WorkloadAddress>,
     /// Its ports by name: a WorkloadEntry's `ports`, a Pod's named container ports.
-    pub ports: BTreeMap<String, u16>,
+    pub ports: Arc<BTreeMap<String, u16>>,
     /// `region/zone/subzone`, empty where nobody says.
     pub locality: Arc<str>,
     /// Its share of the load.
@@ -95,7 +95,7 @@ impl Workload {
             service_account: account.into(),
             identity,
             address: None,
-            ports: BTreeMap::new(),
+            ports: Arc::default(),
             weight: 1,
             ready: true,
             telemetry: Arc::new(telemetry),
@@ -109,7 +109,7 @@ impl Workload {
         Self {
             resource: Some(pod.reference()),
             address: WorkloadAddress::parse(&status.pod_ip),
-            ports: named.map(|p| (p.name.clone(), p.container_port)).collect(),
+            ports: named.map(|p| (p.name.clone(), p.container_port)).collect::<BTreeMap<_, _>>().into(),
             ready: status.is_ready() && meta.deletion_timestamp.is_empty(),
             ..Self::detached(
                 options,
@@ -145,7 +145,7 @@ impl Workload {
         let workload = Self::detached(o, namespace, name, &spec.service_account, labels);
         Self {
             address: WorkloadAddress::parse(&spec.address),
-            ports: spec.ports.clone(),
+            ports: spec.ports.clone().into(),
             locality: if spec.locality.is_empty() {
                 workload.locality
             } else {
@@ -154,6 +154,11 @@ impl Workload {
             weight: spec.weight.max(1),
             ..workload
         }
+    }
+
+    /// One of which only the namespace is known.
+    pub(super) fn nobody(namespace: &str) -> Self {
+        Self { address: None, ..Self::unknown(namespace, WorkloadAddress::Name(Arc::default())) }
     }
 
     /// An address of which nothing else is known.
@@ -166,7 +171,7 @@ impl Workload {
             service_account: Arc::default(),
             identity: None,
             address: Some(address),
-            ports: BTreeMap::new(),
+            ports: Arc::default(),
             locality: Arc::default(),
             weight: 1,
             tls_capable: false,
@@ -211,6 +216,53 @@ fn owner<'a>(name: &'a str, labels: &Labels) -> &'a str {
     hash.and_then(|hash| name.rsplit_once('-')?.0.strip_suffix(hash.as_str())?.strip_suffix('-'))
         .filter(|owner| !owner.is_empty())
         .unwrap_or(name)
+}
+
+/// Values by namespace and name.
+type ByName<T> = HashMap<Arc<str>, HashMap<Arc<str>, T>>;
+
+/// Every workload.
+#[derive(Debug, Default)]
+pub(super) struct Workloads {
+    /// The Pods by age, then the WorkloadEntries by age.
+    all: Vec<Arc<Workload>>,
+    by_name: ByName<Arc<Workload>>,
+    /// What the WorkloadEntries were made from.
+    entries: ByName<Arc<Resource<WorkloadEntry>>>,
+}
+
+impl Workloads {
+    /// Both lists are sorted by age.
+    pub(super) fn new(
+        pods: Vec<Arc<Workload>>,
+        entries: Vec<(Arc<Workload>, Arc<Resource<WorkloadEntry>>)>,
+    ) -> Self {
+        let mut workloads = Self { all: pods, ..Self::default() };
+        for (workload, entry) in entries {
+            let of_namespace = workloads.entries.entry(Arc::clone(&workload.namespace)).or_default();
+            of_namespace.insert(Arc::clone(&workload.name), entry);
+            workloads.all.push(workload);
+        }
+        for workload in &workloads.all {
+            let names = workloads.by_name.entry(Arc::clone(&workload.namespace)).or_default();
+            names.entry(Arc::clone(&workload.name)).or_insert_with(|| Arc::clone(workload));
+        }
+        workloads
+    }
+
+    pub(super) fn all(&self) -> &[Arc<Workload>] {
+        &self.all
+    }
+
+    /// The workload of this name; of a Pod and a WorkloadEntry the Pod.
+    pub(super) fn of(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        self.by_name.get(namespace)?.get(name)
+    }
+
+    /// What a WorkloadEntry was made from.
+    pub(super) fn entry(&self, namespace: &str, name: &str) -> Option<&Arc<Resource<WorkloadEntry>>> {
+        self.entries.get(namespace)?.get(name)
+    }
 }
 
 /// Finds workloads of a namespace by labels without looking at each.

@@ -5,8 +5,11 @@ mod diagnostics;
 mod endpoints;
 mod example;
 mod inbound;
+mod keeper;
 mod outbound;
+mod told;
 mod visibility;
+mod world;
 
 use std::sync::Arc;
 
