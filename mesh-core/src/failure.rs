@@ -84,6 +84,9 @@ pub enum FailureCode {
     Draining,
     /// The caller went away before the answer was complete.
     DownstreamClosed,
+    /// The control plane has not told what applies to the host that was called: it cannot be reached, or what
+    /// it sent cannot be used.
+    ConfigUnavailable,
     /// The mesh itself failed; always a defect worth reporting.
     Internal,
 }
@@ -172,6 +175,7 @@ impl FailureCode {
         Self::BodyTooLarge,
         Self::Draining,
         Self::DownstreamClosed,
+        Self::ConfigUnavailable,
         Self::Internal,
     ];
 
@@ -328,6 +332,15 @@ impl FailureCode {
             Self::DownstreamClosed => {
                 row("downstream_closed", "DC", S::BAD_REQUEST, G::CANCELLED, Caller, NO, "")
             }
+            Self::ConfigUnavailable => row(
+                "config_unavailable",
+                "",
+                s503,
+                G::UNAVAILABLE,
+                Mesh,
+                UNSENT,
+                "what applies to this host is not known yet\n",
+            ),
             Self::Internal => {
                 row("internal", "", S::INTERNAL_SERVER_ERROR, G::INTERNAL, Mesh, NO, "the mesh failed\n")
             }

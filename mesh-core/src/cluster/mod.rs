@@ -38,7 +38,7 @@ pub use settings::{Balance, ClusterSettings, Limits, MAX_REPLAY_BYTES, OutlierSe
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use http::{Request, StatusCode};
 
@@ -88,6 +88,8 @@ struct Counts {
     overflows: AtomicU64,
     retry_overflows: AtomicU64,
     ejections: AtomicU64,
+    /// Set by every use, taken back by whoever looks.
+    used: AtomicBool,
 }
 
 /// Which of a cluster's gauges a [`Permit`] holds.
@@ -237,7 +239,13 @@ impl Cluster {
                 return None;
             }
             match cell.compare_exchange_weak(now, now + 1, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(Permit { counts: Arc::clone(&self.counts), gauge }),
+                Ok(_) => {
+                    // Reading first keeps the line from being written again and again.
+                    if !self.counts.used.load(Ordering::Relaxed) {
+                        self.counts.used.store(true, Ordering::Relaxed);
+                    }
+                    return Some(Permit { counts: Arc::clone(&self.counts), gauge });
+                }
                 Err(found) => now = found,
             }
         }
@@ -277,6 +285,13 @@ impl Cluster {
     /// Counts an ejection.
     pub fn count_ejection(&self) {
         self.counts.ejections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether anything was [acquired](Self::try_acquire) since this was asked last, or is held now: how it is
+    /// told which configuration is in use.
+    pub fn take_used(&self) -> bool {
+        let used = self.counts.used.swap(false, Ordering::Relaxed);
+        used || self.in_use(Gauge::Requests) > 0 || self.in_use(Gauge::Connections) > 0
     }
 
     /// The next number of this cluster's round robin.

@@ -19,6 +19,7 @@ fn the_table_says_what_the_design_says() {
         ("policy_invalid", "", 403),
         ("bad_request", "DPE", 400),
         ("draining", "", 503),
+        ("config_unavailable", "", 503),
     ];
     for (code, flag, status) in table {
         let found = FailureCode::ALL.iter().find(|c| c.as_str() == code).unwrap();

@@ -293,7 +293,7 @@ impl Store {
             }
             if narrowed {
                 // Under a Sidecar it makes its destinations seen.
-                for host in &routes.destinations {
+                for host in &routes.leads_to {
                     found.hosts.add(host, domain);
                     found.endpoints.add(host, domain);
                 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::StoreOptions;
 use super::destination::Destinations;
-use super::endpoints::Sources;
+use super::endpoints::{Backend, Sources};
 use super::hosts::{HostMap, fqdn};
 use super::services::Services;
 use super::visibility::{Export, Sidecars};
@@ -28,8 +28,8 @@ pub(super) struct Routes {
     pub(super) resource: Arc<Resource<VirtualService>>,
     /// Its hosts in full.
     pub(super) hosts: Vec<Arc<str>>,
-    /// The hosts that its rules lead to, in full.
-    pub(super) destinations: Vec<Arc<str>>,
+    /// The hosts that its rules lead to, in full, each once.
+    pub(super) leads_to: Vec<Arc<str>>,
     pub(super) export: Export,
 }
 
@@ -77,6 +77,8 @@ pub(super) struct Registry {
     pub(super) services: Vec<Arc<Resource<Service>>>,
     pub(super) entries: Vec<Arc<Resource<ServiceEntry>>>,
     pub(super) slices: Vec<Arc<Resource<EndpointSlice>>>,
+    /// The endpoints of every service, where they are known already.
+    pub(super) given: Option<Arc<[Backend]>>,
 }
 
 impl<T> ByNamespace<T> {
@@ -127,7 +129,7 @@ impl Parts {
         let entry = |entry: Arc<Resource<_>>| (Arc::new(Workload::of_entry(options, &entry)), entry);
         Self {
             workloads: Some(Workloads::new(pods, workload_entries.into_iter().map(entry).collect())),
-            registry: Some(Registry { services, entries, slices }),
+            registry: Some(Registry { services, entries, slices, given: None }),
             virtual_services: Some(virtual_services),
             rules: Some(rules),
             sidecars: Some(sidecars),
@@ -203,7 +205,7 @@ impl Routes {
         }
         let namespace = &resource.meta.namespace;
         let mut hosts: Vec<Arc<str>> = Vec::with_capacity(spec.hosts.len());
-        let mut destinations = Vec::new();
+        let mut leads_to = Vec::new();
         let add = |list: &mut Vec<Arc<str>>, host: &str| {
             let host = fqdn(host, namespace, &options.cluster_domain);
             if !host.is_empty() && !list.iter().any(|seen| **seen == *host) {
@@ -211,9 +213,15 @@ impl Routes {
             }
         };
         spec.hosts.iter().for_each(|host| add(&mut hosts, host));
-        destinations_of(spec).for_each(|destination| add(&mut destinations, &destination.host));
+        destinations_of(spec).for_each(|destination| add(&mut leads_to, &destination.host));
         let export = Export::list(&spec.export_to, namespace);
-        Some(Self { hosts, destinations, export, resource })
+        Some(Self { hosts, leads_to, export, resource })
+    }
+
+    /// The hosts that its rules lead to, in full.
+    pub(super) fn destinations(&self, cluster_domain: &str) -> impl Iterator<Item = String> {
+        let namespace = &self.resource.meta.namespace;
+        destinations_of(&self.resource.spec).map(move |d| fqdn(&d.host, namespace, cluster_domain))
     }
 }
 

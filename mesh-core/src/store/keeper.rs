@@ -137,6 +137,7 @@ impl Keeper {
             services: self.services.sorted(),
             entries: self.entries.sorted(),
             slices: self.slices.sorted(),
+            given: None,
         });
         let parts = Parts {
             workloads,

@@ -118,7 +118,42 @@ impl Store {
     /// Builds a store. The order of `objects` makes no difference, but for several of one kind and name,
     /// which a source never gives.
     pub fn new(options: StoreOptions, objects: Vec<Object>) -> Self {
-        let index = Index::new(&options, Parts::new(&options, objects), &Index::default());
+        Self::of(options, objects, None)
+    }
+
+    /// A store of what applies to calls to one host, whose endpoints are known already: all services among
+    /// `objects` have these, and none besides. What another store [gave out](Outbound::backends) is taken here.
+    ///
+    /// ```
+    /// use tower_mesh_core::resource::{Resource, Service};
+    /// use tower_mesh_core::resource::kubernetes::ServicePort;
+    /// use tower_mesh_core::store::{Backend, BackendPort, Store, StoreOptions, Workload, WorkloadAddress};
+    ///
+    /// let options = StoreOptions::default();
+    /// let none = std::collections::BTreeMap::new();
+    /// let pod = Workload::detached(&options, "default", "reviews-1", "reviews", none);
+    /// let endpoint = Backend {
+    ///     address: WorkloadAddress::parse("10.0.0.1").unwrap(),
+    ///     ports: [BackendPort { service: 80, target: 8080, tls_disabled: false }].into(),
+    ///     hostname: None,
+    ///     workload: pod.clone().into(),
+    /// };
+    /// let ports = vec![ServicePort { port: 80, ..Default::default() }];
+    /// let service = Resource::new("default", "reviews", Service { ports, ..Default::default() });
+    /// let store = Store::of_host(options, vec![service.into()], &[endpoint]);
+    /// let reviews = store.outbound(&pod, "reviews").unwrap();
+    /// assert_eq!(reviews.endpoints(80, "")[0].key.address.to_string(), "10.0.0.1:8080");
+    /// ```
+    pub fn of_host(options: StoreOptions, objects: Vec<Object>, endpoints: &[Backend]) -> Self {
+        Self::of(options, objects, Some(endpoints.into()))
+    }
+
+    fn of(options: StoreOptions, objects: Vec<Object>, given: Option<Arc<[Backend]>>) -> Self {
+        let mut parts = Parts::new(&options, objects);
+        if let Some(registry) = &mut parts.registry {
+            registry.given = given;
+        }
+        let index = Index::new(&options, parts, &Index::default());
         Self { options: Arc::new(options), index: Arc::new(index), scopes: Arc::default() }
     }
 
@@ -141,6 +176,12 @@ impl Store {
     /// `reviews.NAMESPACE.svc.cluster.local`, and what holds a dot stays as it is.
     pub fn fqdn(&self, host: &str, namespace: &str) -> String {
         hosts::fqdn(host, namespace, &self.options.cluster_domain)
+    }
+
+    /// The full names that a caller in `namespace` may mean by a name, in the order in which they are looked
+    /// for: the name itself, then the service that it is a short form of.
+    pub fn full_names(&self, called: &str, namespace: &str) -> Vec<String> {
+        hosts::candidates(called, namespace, &self.options.cluster_domain)
     }
 
     /// The Sidecar of `workload`: that of its namespace which selects it, else its namespace's, else the
@@ -181,7 +222,7 @@ impl Store {
         if scope.is_narrowed() {
             let seen = self.index.claims.routes.iter();
             let seen = seen.filter(|r| scope.sees_routes(&r.export, &r.resource.meta.namespace, &r.hosts));
-            let pulled: Vec<_> = seen.flat_map(|r| &r.destinations).map(Arc::clone).collect();
+            let pulled: Vec<_> = seen.flat_map(|r| &r.leads_to).map(Arc::clone).collect();
             scope.pull(pulled);
         }
         let scope = Arc::new(scope);

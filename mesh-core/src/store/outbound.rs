@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Store;
 use super::destination::{EffectivePolicy, HostPolicy};
 use super::endpoints::{Backend, in_subset};
 use super::hosts::{candidates, covers, short_forms};
@@ -11,6 +10,7 @@ use super::index::{Routes, same};
 use super::services::{ServiceData, ServiceInfo};
 use super::visibility::Scope;
 use super::workloads::{Workload, WorkloadAddress};
+use super::{Store, StoreOptions};
 use crate::cluster::{ClusterKey, EndpointKey, EndpointSpec, Expect, ServiceName, UpstreamTls};
 use crate::identity::SpiffeId;
 use crate::resource::destination_rule::{ClientTlsMode, Subset};
@@ -138,6 +138,16 @@ impl Outbound {
     /// The subset's cluster.
     pub fn cluster_key(&self, port: u16, subset: &str) -> ClusterKey {
         ClusterKey { host: Arc::clone(&self.host), port, subset: subset.into() }
+    }
+
+    /// The hosts that the VirtualService leads to, mirrors included, in full or as they are written (see
+    /// [`Store::full_names`]); each once.
+    pub fn destinations(&self, options: &StoreOptions) -> Vec<String> {
+        let all = self.routes.iter().flat_map(|routes| routes.destinations(&options.cluster_domain));
+        let mut all: Vec<String> = all.collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// What routes are made from, to compare with that of another store.

@@ -274,7 +274,7 @@ impl Services {
     /// stores sees at a glance what has changed.
     pub(super) fn new(
         options: &StoreOptions,
-        Registry { services, entries, .. }: &Registry,
+        Registry { services, entries, given, .. }: &Registry,
         sources: &Sources<'_>,
         before: &Arc<Self>,
     ) -> Arc<Self> {
@@ -317,6 +317,9 @@ impl Services {
                 .cmp(&key(b))
                 .then_with(|| a.meta().map(ObjectMeta::age_order).cmp(&b.meta().map(ObjectMeta::age_order)))
         });
+        if let Some(given) = given {
+            all.iter_mut().for_each(|service| service.backends = Arc::clone(given));
+        }
         let all: Vec<_> = all.into_iter().map(|service| before.shared(service)).collect();
         let same = |(a, b): (&Arc<ServiceData>, &Arc<ServiceData>)| Arc::ptr_eq(a, b);
         if all.len() == before.all.len() && all.iter().zip(&before.all).all(same) {

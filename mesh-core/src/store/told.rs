@@ -86,7 +86,7 @@ impl Told<'_> {
             let mut routes = self.store.index.claims.routes.iter();
             let seen = routes.find(|routes| {
                 let namespace = &routes.resource.meta.namespace;
-                routes.destinations.contains(&info.host)
+                routes.leads_to.contains(&info.host)
                     && self.scope.sees_routes(&routes.export, namespace, &routes.hosts)
             });
             if let Some(seen) = seen {

@@ -31,6 +31,7 @@
 //! ```
 
 mod backoff;
+mod bearer;
 mod counters;
 mod run;
 mod snapshot;
@@ -47,6 +48,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub use backoff::Backoff;
+pub use bearer::{Bearer, InvalidToken};
 pub use counters::{ClientCounters, ClientCounts};
 pub use run::{BoxError, connect};
 pub use snapshot::{InvalidSnapshot, MAX_SNAPSHOT_BYTES};
@@ -196,6 +198,8 @@ struct Shared {
     waiting: AtomicUsize,
     changes: watch::Sender<u64>,
     connected: watch::Sender<bool>,
+    /// Why the last stream ended, or could not be opened.
+    ended: Mutex<Option<Arc<str>>>,
     counters: Arc<ClientCounters>,
 }
 
@@ -211,6 +215,18 @@ pub struct SubscriptionStatus {
     pub version: Option<Arc<str>>,
     /// Why there is none, where it was refused.
     pub refused: Option<Arc<str>>,
+}
+
+/// What a client said of the responses of a type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerdictStatus {
+    /// The type.
+    pub kind: ResourceType,
+    /// When the last response was taken.
+    pub last_ack: Option<Instant>,
+    /// When the last one of which something was refused came, and why.
+    pub last_nack: Option<(Instant, Arc<str>)>,
 }
 
 /// Counts a waiting call until dropped.
@@ -249,6 +265,7 @@ impl Client {
                 waiting: AtomicUsize::new(0),
                 changes: watch::Sender::new(0),
                 connected: watch::Sender::new(false),
+                ended: Mutex::default(),
                 counters: Arc::default(),
             }),
         }
@@ -268,6 +285,24 @@ impl Client {
     /// See [`Unavailable`]. It stays subscribed to all the same, unless there is no room.
     pub async fn keep(&self, kind: ResourceType, name: &str) -> Result<Subscription, Unavailable> {
         self.ask(kind, name, true).await
+    }
+
+    /// As [`subscribe`](Self::subscribe), without waiting for the answer: the sink is told. What is subscribed
+    /// to already counts as used.
+    ///
+    /// # Errors
+    /// [`Unavailable::Name`] and [`Unavailable::Full`].
+    pub fn want(&self, kind: ResourceType, name: &str) -> Result<(), Unavailable> {
+        self.state().want(kind, name, false, Instant::now())?;
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    /// Says that a name is used, if it is subscribed to.
+    pub fn touch(&self, kind: ResourceType, name: &str) {
+        if let Some(entry) = self.state().entry(kind, name) {
+            entry.used.store(true, Ordering::Relaxed);
+        }
     }
 
     async fn ask(&self, kind: ResourceType, name: &str, pinned: bool) -> Result<Subscription, Unavailable> {
@@ -293,6 +328,16 @@ impl Client {
     /// Whether a stream is open now.
     pub fn is_connected(&self) -> bool {
         *self.shared.connected.borrow()
+    }
+
+    /// Why the last stream ended or could not be opened; `None` while one is open, and before the first try.
+    pub fn last_error(&self) -> Option<Arc<str>> {
+        self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What was said of the last response of each type that had one.
+    pub fn verdicts(&self) -> Vec<VerdictStatus> {
+        self.state().verdicts()
     }
 
     /// Changes whenever the stream opens or ends.

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -87,6 +87,7 @@ impl Client {
                 }
             };
             self.shared.connected.send_if_modified(|connected| std::mem::replace(connected, false));
+            self.set_ended(Some(ended.as_str().into()));
             // A server that answers and then ends the stream is not one that fails, but it is one that others
             // lose at the same moment.
             failures = if useful { 1 } else { failures.saturating_add(1) };
@@ -133,6 +134,7 @@ impl Client {
         };
         add(&shared.counters.connected, 1);
         shared.connected.send_replace(true);
+        self.set_ended(None);
         let mut sweep = interval_at(Instant::now() + shared.limits.sweep, shared.limits.sweep);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -156,6 +158,10 @@ impl Client {
                 _ = sweep.tick() => self.sweep(sink),
             }
         }
+    }
+
+    fn set_ended(&self, why: Option<Arc<str>>) {
+        *self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     fn has_request(&self) -> bool {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{ClientLimits, REQUEST_NAMES, Refusal, Unavailable};
+use super::{ClientLimits, REQUEST_NAMES, Refusal, Unavailable, VerdictStatus};
 use crate::ResourceType;
 use crate::proto::discovery::{DeltaDiscoveryRequest, Node, Status};
 
@@ -55,6 +55,9 @@ struct Type {
     subscribe: BTreeSet<Arc<str>>,
     unsubscribe: BTreeSet<Arc<str>>,
     verdict: Option<Verdict>,
+    /// For people: when the last response was taken, and when and why one was refused.
+    acked: Option<Instant>,
+    nacked: Option<(Instant, Arc<str>)>,
 }
 
 #[derive(Debug)]
@@ -139,6 +142,13 @@ impl State {
         self.types.iter().map(|of| of.entries.len()).sum()
     }
 
+    pub(super) fn verdicts(&self) -> Vec<VerdictStatus> {
+        let types = ResourceType::ALL.into_iter().zip(&self.types);
+        let told = types.filter(|(_, of)| of.acked.is_some() || of.nacked.is_some());
+        told.map(|(kind, of)| VerdictStatus { kind, last_ack: of.acked, last_nack: of.nacked.clone() })
+            .collect()
+    }
+
     /// A new stream: the server knows nothing of what is wanted and held.
     pub(super) fn connected(&mut self) {
         self.introduced = false;
@@ -204,6 +214,10 @@ impl State {
         if !nonce.is_empty() {
             let told = || refused.iter().map(|r| format!("{kind} {}: {}", r.name, r.reason));
             let refused = (!refused.is_empty()).then(|| shortened(&told().collect::<Vec<_>>().join("; ")));
+            match &refused {
+                None => of.acked = Some(now),
+                Some(why) => of.nacked = Some((now, why.as_str().into())),
+            }
             of.verdict = Some(Verdict { nonce, refused });
         }
     }

@@ -78,9 +78,7 @@ proptest! {
                 // Alone, with what is told of the workload, and with everything that is told.
                 let outbound = whole.outbound(&caller, host).unwrap();
                 prop_assert_eq!(whole.host_backends(&view, host).unwrap_or_default().to_vec(), outbound.backends());
-                if view.sidecar().is_none() {
-                    same_outbound(&whole, &store_of(told.clone()), &caller, host)?;
-                }
+                same_outbound(&whole, &store_of(told.clone()), &caller, host)?;
                 same_outbound(&whole, &union(own().chain(told.clone())), &caller, host)?;
                 all.extend(told);
             }
