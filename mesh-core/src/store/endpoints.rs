@@ -1,6 +1,6 @@
 //! Where a service's endpoints come from: EndpointSlices, Pods, WorkloadEntries, names.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::StoreOptions;
 use super::inbound::PeerAuthentications;
 use super::index::ByNamespace;
 use super::services::{ServiceInfo, ServicePort};
-use super::workloads::{Selection, Workload, WorkloadAddress};
+use super::workloads::{Selection, Workload, WorkloadAddress, Workloads};
 use crate::cluster::EndpointAddress;
 use crate::facts::UpstreamAddr;
 use crate::protocol::Protocol;
@@ -49,14 +49,19 @@ pub struct BackendPort {
     pub tls_disabled: bool,
 }
 
+/// The slices of a service, by age.
+pub(super) type Slices = Vec<Arc<Resource<EndpointSlice>>>;
+
 /// What endpoints are made from, while a store is built.
 #[derive(Debug)]
 pub(super) struct Sources<'a> {
     options: &'a StoreOptions,
-    selection: &'a Selection<'a>,
-    pods: HashMap<(&'a str, &'a str), &'a Arc<Workload>>,
-    addresses: HashMap<IpAddr, &'a Arc<Workload>>,
-    slices: HashMap<(&'a str, &'a str), Vec<&'a Resource<EndpointSlice>>>,
+    workloads: &'a Workloads,
+    /// Made when somebody asks: where slices name their Pods, nobody does.
+    selection: OnceCell<Selection<'a>>,
+    addresses: OnceCell<HashMap<IpAddr, &'a Arc<Workload>>>,
+    /// By namespace and name of the service.
+    slices: HashMap<&'a str, HashMap<&'a str, Slices>>,
     peers: &'a ByNamespace<PeerAuthentication>,
     /// Whether any PeerAuthentication says DISABLE; most meshes have none.
     some_disable: bool,
@@ -121,33 +126,22 @@ impl Backend {
 impl<'a> Sources<'a> {
     pub(super) fn new(
         options: &'a StoreOptions,
-        workloads: &'a [Arc<Workload>],
-        selection: &'a Selection<'a>,
+        workloads: &'a Workloads,
         slices: &'a [Arc<Resource<EndpointSlice>>],
         peers: &'a ByNamespace<PeerAuthentication>,
     ) -> Self {
-        let (mut pods, mut addresses) = (HashMap::new(), HashMap::new());
-        for workload in workloads {
-            if workload.is_pod() {
-                pods.entry((&*workload.namespace, &*workload.name)).or_insert(workload);
-            }
-            if let Some(WorkloadAddress::Ip(ip)) = workload.address {
-                // Several Pods of a node's own network share its address: then nobody can tell which.
-                addresses.entry(ip).and_modify(|known| *known = None).or_insert(Some(workload));
-            }
-        }
-        let mut by_service: HashMap<_, Vec<_>> = HashMap::new();
+        let mut by_service: HashMap<_, HashMap<_, Slices>> = HashMap::new();
         for slice in slices {
             if let Some(service) = slice.meta.labels.get(SERVICE_NAME_LABEL) {
-                let key = (slice.meta.namespace.as_str(), service.as_str());
-                by_service.entry(key).or_default().push(&**slice);
+                let of_namespace = by_service.entry(slice.meta.namespace.as_str()).or_default();
+                of_namespace.entry(service.as_str()).or_default().push(Arc::clone(slice));
             }
         }
         Self {
             options,
-            selection,
-            pods,
-            addresses: addresses.into_iter().filter_map(|(ip, w)| Some((ip, w?))).collect(),
+            workloads,
+            selection: OnceCell::new(),
+            addresses: OnceCell::new(),
             slices: by_service,
             peers,
             some_disable: peers.iter().any(|p| {
@@ -158,6 +152,30 @@ impl<'a> Sources<'a> {
         }
     }
 
+    fn selection(&self) -> &Selection<'a> {
+        self.selection.get_or_init(|| Selection::new(self.workloads.all()))
+    }
+
+    /// The workload at an address, where it is the only one there.
+    fn at(&self, ip: &IpAddr) -> Option<&'a Arc<Workload>> {
+        let addresses = self.addresses.get_or_init(|| {
+            let mut addresses: HashMap<_, Option<_>> = HashMap::new();
+            for workload in self.workloads.all() {
+                if let Some(WorkloadAddress::Ip(ip)) = workload.address {
+                    // Several Pods of a node's own network share its address: then nobody can tell which.
+                    addresses.entry(ip).and_modify(|known| *known = None).or_insert(Some(workload));
+                }
+            }
+            addresses.into_iter().filter_map(|(ip, workload)| Some((ip, workload?))).collect()
+        });
+        addresses.get(ip).copied()
+    }
+
+    /// The slices of a Kubernetes Service, where there are any.
+    pub(super) fn slices(&self, service: &Resource<Service>) -> Option<&Slices> {
+        self.slices.get(service.meta.namespace.as_str())?.get(service.meta.name.as_str())
+    }
+
     /// The endpoints of a Kubernetes Service: its slices, or else the ready Pods that it selects; and the
     /// WorkloadEntries that it selects.
     pub(super) fn of_service(&self, service: &Resource<Service>, info: &ServiceInfo) -> Vec<Backend> {
@@ -166,12 +184,12 @@ impl<'a> Sources<'a> {
             let address = WorkloadAddress::parse(spec.external_name.trim_end_matches('.'));
             return address.into_iter().map(|a| Backend::unknown(&meta.namespace, a, &info.ports)).collect();
         }
-        let slices = self.slices.get(&(meta.namespace.as_str(), meta.name.as_str()));
+        let slices = self.slices(service);
         let mut found = slices.map_or_else(Vec::new, |slices| self.of_slices(slices, service, info));
-        if spec.selector.is_empty() {
+        if spec.selector.is_empty() || (slices.is_some() && !self.workloads.has_entries()) {
             return found;
         }
-        for workload in self.selection.select(&meta.namespace, &spec.selector) {
+        for workload in self.selection().select(&meta.namespace, &spec.selector) {
             if workload.is_pod() && (slices.is_some() || !usable(workload, spec.publish_not_ready_addresses))
             {
                 continue;
@@ -190,7 +208,7 @@ impl<'a> Sources<'a> {
     ) -> Vec<Backend> {
         let (namespace, spec) = (entry.meta.namespace.as_str(), &entry.spec);
         if let Some(selector) = &spec.workload_selector {
-            let selected = self.selection.select(namespace, &selector.labels);
+            let selected = self.selection().select(namespace, &selector.labels);
             return selected.filter(|w| w.ready).filter_map(|w| self.of_workload(w, ports)).collect();
         }
         if !spec.endpoints.is_empty() {
@@ -235,7 +253,7 @@ impl<'a> Sources<'a> {
 
     fn of_slices(
         &self,
-        slices: &[&Resource<EndpointSlice>],
+        slices: &[Arc<Resource<EndpointSlice>>],
         service: &Resource<Service>,
         info: &ServiceInfo,
     ) -> Vec<Backend> {
@@ -250,7 +268,7 @@ impl<'a> Sources<'a> {
         let slices =
             || slices.iter().filter(|slice| slice.spec.address_type != skipped || skipped.is_empty());
         let each = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<Backend> {
-            let all = slices().flat_map(|slice| slice.spec.endpoints.iter().map(move |e| (*slice, e)));
+            let all = slices().flat_map(|slice| slice.spec.endpoints.iter().map(move |e| (slice, e)));
             all.filter(|(_, e)| wanted(e)).filter_map(|(s, e)| self.of_slice_endpoint(s, e, info)).collect()
         };
         let unready = service.spec.publish_not_ready_addresses;
@@ -272,16 +290,14 @@ impl<'a> Sources<'a> {
         let namespace = slice.meta.namespace.as_str();
         let pod = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod").and_then(|target| {
             let of = if target.namespace.is_empty() { namespace } else { &target.namespace };
-            self.pods.get(&(of, target.name.as_str()))
+            self.workloads.of(of, &target.name).filter(|known| known.is_pod())
         });
         let known = pod.or_else(|| match &address {
-            WorkloadAddress::Ip(ip) => self.addresses.get(ip),
+            WorkloadAddress::Ip(ip) => self.at(ip),
             WorkloadAddress::Name(_) => None,
         });
-        let workload = known.map_or_else(
-            || Arc::new(Workload::unknown(namespace, address.clone())),
-            |known| Arc::clone(known),
-        );
+        let workload =
+            known.map_or_else(|| Arc::new(Workload::unknown(namespace, address.clone())), Arc::clone);
         let numbers = info.ports.iter().filter(|port| port.protocol != Protocol::Udp).filter_map(|port| {
             let of_slice =
                 slice.spec.ports.iter().find(|p| p.name.as_deref().unwrap_or_default() == &*port.name)?;
@@ -328,5 +344,5 @@ pub(super) fn in_subset(backend: &Backend, labels: &Labels) -> bool {
 
 /// Whether two lists say the same; quick where they share their workloads.
 pub(super) fn same_backends(a: &[Backend], b: &[Backend]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b))
+    std::ptr::eq(a, b) || (a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b)))
 }

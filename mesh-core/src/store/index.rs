@@ -7,9 +7,9 @@ use super::StoreOptions;
 use super::destination::Destinations;
 use super::endpoints::{Backend, Sources};
 use super::hosts::{HostMap, fqdn};
-use super::services::Services;
+use super::services::{Known, Services};
 use super::visibility::{Export, Sidecars};
-use super::workloads::{Selection, Workload, Workloads};
+use super::workloads::{Workload, Workloads};
 use crate::resource::{
     AuthorizationPolicy, DestinationRule, EndpointSlice, Kind, Object, PeerAuthentication, Resource, Service,
     ServiceEntry, Sidecar, Telemetry, VirtualService,
@@ -149,9 +149,10 @@ impl Index {
         let workloads = part(parts.workloads, &before.workloads, |new| new);
         let peers = part(parts.peers, &before.peers, ByNamespace::new);
         let services = parts.registry.map(|registry| {
-            let selection = Selection::new(workloads.all());
-            let sources = Sources::new(options, workloads.all(), &selection, &registry.slices, &peers);
-            Services::new(options, &registry, &sources, &before.services)
+            let sources = Sources::new(options, &workloads, &registry.slices, &peers);
+            let unchanged = Arc::ptr_eq(&workloads, &before.workloads) && Arc::ptr_eq(&peers, &before.peers);
+            let known = Known { services: &before.services, unchanged };
+            Services::new(options, &registry, &sources, &known)
         });
         Self {
             services: services.unwrap_or_else(|| Arc::clone(&before.services)),

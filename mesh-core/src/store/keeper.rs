@@ -65,6 +65,8 @@ struct KeptPod {
 /// The objects of one kind.
 struct Kept<T> {
     all: HashMap<ResourceRef, Arc<Resource<T>>>,
+    /// They by age, as they were when they were asked for last.
+    sorted: Vec<Arc<Resource<T>>>,
     changed: bool,
 }
 
@@ -222,7 +224,7 @@ impl KeptPod {
 
 impl<T> Default for Kept<T> {
     fn default() -> Self {
-        Self { all: HashMap::new(), changed: false }
+        Self { all: HashMap::new(), sorted: Vec::new(), changed: false }
     }
 }
 
@@ -246,10 +248,11 @@ impl<T: Kind> Kept<T> {
 
     /// All of them by age.
     fn sorted(&mut self) -> Vec<Arc<Resource<T>>> {
-        self.changed = false;
-        let mut all: Vec<_> = self.all.values().map(Arc::clone).collect();
-        all.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
-        all
+        if std::mem::take(&mut self.changed) {
+            self.sorted = self.all.values().map(Arc::clone).collect();
+            self.sorted.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
+        }
+        self.sorted.clone()
     }
 
     /// The same, where they have changed since they were asked for last.

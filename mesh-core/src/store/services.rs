@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use ipnet::IpNet;
 
 use super::StoreOptions;
-use super::endpoints::{Backend, Sources, same_backends};
+use super::endpoints::{Backend, Slices, Sources, same_backends};
 use super::hosts::HostMap;
 use super::index::Registry;
 use super::visibility::{Export, Scope};
@@ -65,6 +65,14 @@ pub(super) enum Origin {
     Entries(Vec<Arc<Resource<ServiceEntry>>>),
 }
 
+/// What was known before.
+#[derive(Debug)]
+pub(super) struct Known<'a> {
+    pub(super) services: &'a Arc<Services>,
+    /// Whether neither workloads nor PeerAuthentications have changed since.
+    pub(super) unchanged: bool,
+}
+
 /// ServiceEntries for one audience.
 type Entries = (Export, Vec<Arc<Resource<ServiceEntry>>>);
 
@@ -75,6 +83,8 @@ pub(super) struct ServiceData {
     pub(super) origin: Origin,
     pub(super) export: Export,
     pub(super) backends: Arc<[Backend]>,
+    /// The slices that its endpoints come from.
+    slices: Slices,
     /// Names that certificates of its endpoints may carry beside (for Kubernetes) or instead of (for a
     /// ServiceEntry) those of their accounts.
     pub(super) alt_names: Vec<String>,
@@ -86,6 +96,8 @@ pub(super) struct ServiceData {
 #[derive(Debug, Default)]
 pub(super) struct Services {
     all: Vec<Arc<ServiceData>>,
+    /// The places in `all` of Kubernetes' services, by where their resource lies in memory.
+    services: HashMap<usize, usize>,
     hosts: HostMap<Arc<ServiceData>>,
     namespaces: HashMap<Arc<str>, Vec<Arc<ServiceData>>>,
     vips: HashMap<IpAddr, Vec<Arc<ServiceData>>>,
@@ -165,8 +177,28 @@ impl ServiceData {
             && matches!(&self.origin, Origin::Entries(entries) if entries.iter().any(|e| open(e)))
     }
 
-    fn of_service(options: &StoreOptions, service: &Arc<Resource<Service>>, sources: &Sources<'_>) -> Self {
+    fn of_service(
+        options: &StoreOptions,
+        service: &Arc<Resource<Service>>,
+        sources: &Sources<'_>,
+        before: &Known<'_>,
+    ) -> Self {
         let (meta, spec) = (&service.meta, &service.spec);
+        let slices = sources.slices(service).map_or(&[][..], Vec::as_slice);
+        if before.unchanged
+            && let Some(known) = before.services.made_from(service)
+            && known.slices.iter().map(Arc::as_ptr).eq(slices.iter().map(Arc::as_ptr))
+        {
+            return Self {
+                info: Arc::clone(&known.info),
+                origin: Origin::Service(Arc::clone(service)),
+                export: known.export.clone(),
+                backends: Arc::clone(&known.backends),
+                slices: known.slices.clone(),
+                alt_names: Vec::new(),
+                alias: known.alias.clone(),
+            };
+        }
         let headless = spec.cluster_ip == "None";
         let mut vips: Vec<Arc<str>> = Vec::new();
         for ip in spec.cluster_ips.iter().chain([&spec.cluster_ip]).chain(&spec.external_ips) {
@@ -202,6 +234,7 @@ impl ServiceData {
         let export = meta.annotations.get(EXPORT_ANNOTATION).map_or("", String::as_str);
         Self {
             backends: sources.of_service(service, &info).into(),
+            slices: slices.to_vec(),
             export: Export::new(export.split(','), &meta.namespace),
             info: Arc::new(info),
             origin: Origin::Service(Arc::clone(service)),
@@ -249,6 +282,7 @@ impl ServiceData {
             info: Arc::new(info),
             origin: Origin::Entries(entries),
             backends: backends.into(),
+            slices: Vec::new(),
             alt_names,
             alias: None,
         })
@@ -276,10 +310,11 @@ impl Services {
         options: &StoreOptions,
         Registry { services, entries, given, .. }: &Registry,
         sources: &Sources<'_>,
-        before: &Arc<Self>,
+        before: &Known<'_>,
     ) -> Arc<Self> {
-        let mut all: Vec<ServiceData> =
-            services.iter().map(|service| ServiceData::of_service(options, service, sources)).collect();
+        let of_service = |service| ServiceData::of_service(options, service, sources, before);
+        let mut all: Vec<ServiceData> = services.iter().map(of_service).collect();
+        let before = before.services;
         let kubernetes: HashMap<(String, String), usize> = all
             .iter()
             .enumerate()
@@ -332,6 +367,12 @@ impl Services {
         Arc::new(registry)
     }
 
+    /// The service that was made from this very resource.
+    fn made_from(&self, service: &Arc<Resource<Service>>) -> Option<&Arc<ServiceData>> {
+        let at = self.services.get(&Arc::as_ptr(service).addr())?;
+        self.all.get(*at).filter(|known| known.origin.same(&Origin::Service(Arc::clone(service))))
+    }
+
     /// A service as this registry has it, where nothing but its address in memory would differ.
     fn shared(&self, mut service: ServiceData) -> Arc<ServiceData> {
         let known = self.hosts.of(&service.info.host).iter();
@@ -340,11 +381,13 @@ impl Services {
         if same_backends(&known.backends, &service.backends) {
             service.backends = Arc::clone(&known.backends);
         }
+        let same_slices = known.slices.iter().map(Arc::as_ptr).eq(service.slices.iter().map(Arc::as_ptr));
         if known.info == service.info {
             service.info = Arc::clone(&known.info);
         }
         let same = Arc::ptr_eq(&known.backends, &service.backends)
             && Arc::ptr_eq(&known.info, &service.info)
+            && same_slices
             && known.export == service.export
             && known.alt_names == service.alt_names
             && known.alias == service.alias;
@@ -362,6 +405,9 @@ impl Services {
         }
         if let Some(target) = &service.alias {
             self.aliases.entry(target.clone()).or_default().push(Arc::clone(&service));
+        }
+        if let Origin::Service(of) = &service.origin {
+            self.services.insert(Arc::as_ptr(of).addr(), self.all.len());
         }
         self.all.push(service);
     }

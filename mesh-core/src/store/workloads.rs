@@ -259,6 +259,11 @@ impl Workloads {
         self.by_name.get(namespace)?.get(name)
     }
 
+    /// Whether there is any WorkloadEntry.
+    pub(super) fn has_entries(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
     /// What a WorkloadEntry was made from.
     pub(super) fn entry(&self, namespace: &str, name: &str) -> Option<&Arc<Resource<WorkloadEntry>>> {
         self.entries.get(namespace)?.get(name)
