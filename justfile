@@ -96,6 +96,21 @@ interop-programs:
 demo:
     cargo run --release --bin mesh-proxy -- demo --duration 10s
 
+# A real one-node Kubernetes in namespaces of its own: `up`, `status`, `kubectl ARGS`, `down`; `help` lists the rest.
+# Needs Linux, root and Go; e2e/README.md tells how it works.
+[positional-arguments]
+cluster *ARGS:
+    @e2e/cluster/cluster "$@"
+
+# The container images, into target/images. PROFILE=dev makes them quickly.
+images:
+    deploy/image/build
+
+# The end-to-end tests in the cluster that `just cluster up` has started, or those that a word names.
+[positional-arguments]
+e2e *ARGS:
+    @e2e/run "$@"
+
 # Beside Envoy and others on the same work; installs what is missing. Not part of `all`: it wants an idle machine.
 bench *ARGS:
     bench/run {{ ARGS }}

@@ -103,7 +103,7 @@ inside_start() {
         kube-proxy)
             # The sizes of the connection table belong to the machine, and cannot be written here.
             flags=("$kube" kube-proxy --kubeconfig="$INSIDE/proxy.kubeconfig" --proxy-mode=iptables
-                --hostname-override=node --oom-score-adj=0 --conntrack-max-per-core=0
+                --hostname-override=node --oom-score-adj=0 --iptables-min-sync-period=100ms --conntrack-max-per-core=0
                 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0)
             ;;
         dns)

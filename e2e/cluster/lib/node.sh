@@ -203,12 +203,13 @@ node_down() {
 
 # Ends all and removes all, in whatever state it is.
 node_clean() {
-    local pid namespace=
+    local pid first
     if pid=$(node_pid); then
         say "ending the node"
-        namespace=$(readlink "/proc/$pid/ns/net")
+        # The first process of the node, which dies with the one that made it, is gone only after all others are.
+        first=$(cat "/proc/$pid/task/$pid/children")
         kill -KILL "$pid"
-        wait_for 30 "the end of the node's processes" node_is_empty "$pid" "$namespace" || return 1
+        wait_for 30 "the end of the node's processes" node_has_ended "$pid" "${first// /}" || return 1
     fi
     wait_for 10 "the end of the node's cgroups" node_remove_cgroups || return 1
     # Its mounts went with its namespace: were one left, nothing may be removed through it.
@@ -216,12 +217,10 @@ node_clean() {
     [ ! -e "$NODE" ] || die "$NODE cannot be removed: is something mounted in it?"
 }
 
-# node_is_empty PID NAMESPACE: neither the process nor any other in its network is there.
-node_is_empty() {
-    [ ! -e "/proc/$1" ] || return 1
-    local network
-    for network in /proc/[0-9]*/ns/net; do
-        [ "$(readlink "$network" 2>/dev/null)" != "$2" ] || return 1
+node_has_ended() {
+    local pid
+    for pid; do
+        [ -z "$pid" ] || [ -z "$(process_since "$pid")" ] || return 1
     done
 }
 

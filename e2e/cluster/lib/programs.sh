@@ -22,11 +22,13 @@ programs_build() {
         for program in ./pause ./kube ./dns helm.sh/helm/v3/cmd/helm; do
             say "  go build $program"
             # Not linked to the machine's C library: `pause` runs in an image without one.
-            CGO_ENABLED=0 nice -n 5 go build -buildvcs=false -trimpath -ldflags='-s -w' -o "$fresh/" "$program" 9>&-
+            CGO_ENABLED=0 nice -n 5 go build -buildvcs=false -trimpath -ldflags="$(tr '\n' ' ' <ldflags)" -o "$fresh/" "$program" 9>&-
         done
         touch "$fresh/complete"
         rm -rf "$PROGRAMS"
         mv "$fresh" "$PROGRAMS"
+        # Those of earlier sources that nobody has used for long.
+        find "$CACHE" -maxdepth 1 -name 'kubernetes-*' -mtime +14 -exec rm -rf {} +
         say "  built in $((SECONDS - begun)) s"
     ) 9>"$CACHE/lock"
 }
