@@ -117,17 +117,17 @@ node_exec() {
     local pid
     needs_node
     pid=$(node_pid)
-    KUBECONFIG=$NODE/admin.kubeconfig nsenter --net="/proc/$pid/ns/net" -- "$@"
+    PATH=$PROGRAMS:$PATH KUBECONFIG=$NODE/admin.kubeconfig nsenter --net="/proc/$pid/ns/net" -- "$@"
 }
 
 node_kubectl() {
     programs_build
-    node_exec "$PROGRAMS/kube" kubectl "$@"
+    node_exec kubectl "$@"
 }
 
 node_helm() {
     programs_build
-    node_exec "$PROGRAMS/helm" "$@"
+    node_exec helm "$@"
 }
 
 node_ctr() {

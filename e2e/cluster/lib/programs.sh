@@ -24,6 +24,7 @@ programs_build() {
             # Not linked to the machine's C library: `pause` runs in an image without one.
             CGO_ENABLED=0 nice -n 5 go build -buildvcs=false -trimpath -ldflags="$(tr '\n' ' ' <ldflags)" -o "$fresh/" "$program" 9>&-
         done
+        cp kubectl "$fresh/"
         touch "$fresh/complete"
         rm -rf "$PROGRAMS"
         mv "$fresh" "$PROGRAMS"

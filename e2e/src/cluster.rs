@@ -1,0 +1,63 @@
+//! The cluster itself.
+
+use std::process::Stdio;
+
+use kube::{Client, Config};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// A client with an administrator's rights, from `KUBECONFIG`.
+///
+/// # Panics
+/// When there is no cluster to reach.
+pub async fn client() -> Client {
+    let config = Config::infer().await.unwrap_or_else(|e| panic!("run the tests with `just e2e`: {e}"));
+    Client::try_from(config).unwrap_or_else(|e| panic!("a client for the cluster: {e}"))
+}
+
+/// Runs `kubectl` with an administrator's rights; gives what it printed, or what it complained of.
+///
+/// # Errors
+/// With its standard error, when it ends with anything but 0.
+///
+/// # Panics
+/// When it cannot be started.
+pub async fn kubectl(arguments: &[&str], input: &str) -> Result<String, String> {
+    let mut command = Command::new("kubectl");
+    command.args(arguments);
+    run(command, input).await
+}
+
+/// Starts or stops one of the cluster's programs, such as `kube-apiserver`.
+///
+/// # Panics
+/// When that fails.
+pub async fn component(what: &str, name: &str) {
+    let program = std::env::var("CLUSTER").unwrap_or_else(|_| panic!("run the tests with `just e2e`"));
+    let mut command = Command::new(program);
+    command.args([what, name]);
+    run(command, "").await.unwrap_or_else(|e| panic!("{what} {name}: {e}"));
+}
+
+async fn run(mut command: Command, input: &str) -> Result<String, String> {
+    let what = format!("{:?}", command.as_std().get_program());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{what}: {e}; run the tests with `just e2e`"));
+    let mut stdin = child.stdin.take().unwrap_or_else(|| panic!("{what} has a standard input"));
+    let (fed, output) = tokio::join!(
+        async move {
+            let fed = stdin.write_all(input.as_bytes()).await;
+            drop(stdin);
+            fed
+        },
+        child.wait_with_output()
+    );
+    let output = output.unwrap_or_else(|e| panic!("{what}: {e}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        fed.map_err(|e| format!("{what} did not read its input: {e}"))?;
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
+}

@@ -1,0 +1,3 @@
+//! End-to-end tests in a real cluster: `just cluster up && just e2e`.
+
+mod plain;
