@@ -14,6 +14,7 @@ pub mod event;
 pub mod inject;
 mod logging;
 pub mod metrics;
+pub mod plane;
 mod run;
 pub mod serve;
 pub mod webhook;

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use mesh_xds::server::ServerCounters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
-use prometheus_client::metrics::counter::{Counter, ConstCounter};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
@@ -228,9 +228,21 @@ impl Collector for Discovery {
         proxies.encode(encoder.encode_descriptor("proxies", help, None, proxies.metric_type())?)?;
         for (name, help, count) in [
             ("streams_opened", "Discovery streams that were opened", counts.opened),
-            ("streams_refused", "Discovery streams that were refused because there were too many", counts.refused_streams),
-            ("streams_unauthenticated", "Discovery streams of which nobody knew whose they are", counts.unauthenticated),
-            ("stream_violations", "Discovery streams that were closed for what the peer said", counts.violations),
+            (
+                "streams_refused",
+                "Discovery streams that were refused because there were too many",
+                counts.refused_streams,
+            ),
+            (
+                "streams_unauthenticated",
+                "Discovery streams of which nobody knew whose they are",
+                counts.unauthenticated,
+            ),
+            (
+                "stream_violations",
+                "Discovery streams that were closed for what the peer said",
+                counts.violations,
+            ),
             ("discovery_requests", "Requests of proxies", counts.requests),
             ("pushes", "Responses to proxies", counts.responses),
             ("pushed_resources", "Resources in responses", counts.resources),

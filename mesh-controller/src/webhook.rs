@@ -1,4 +1,7 @@
-//! The mutating webhook's answers: what the API server asks goes in, what it is told comes out.
+//! The webhooks' answers: what the API server asks goes in, what it is told comes out.
+//!
+//! [`mutate`] gives pods their sidecars, [`validate`] refuses what would not be in force, and
+//! [`bundle`] tells the API server whom to believe.
 //!
 //! ```
 //! use mesh_controller::{inject::{Labels, Settings}, webhook::mutate};
@@ -25,8 +28,10 @@ use serde_json::{Value, json};
 
 use crate::inject::{Injection, Labels, Refusal, Settings, inject_object};
 
+pub mod bundle;
 #[cfg(test)]
 mod tests;
+pub mod validate;
 
 /// Where in the API server's audit log the outcome stands (after the webhook's name).
 const AUDIT: &str = "injection";
@@ -52,19 +57,24 @@ pub fn mutate(
     labels_of: impl FnOnce(&str) -> Option<Labels>,
     review: &Value,
 ) -> Result<Value, NotAReview> {
-    let text = |pointer: &str| review.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    if (text("/apiVersion"), text("/kind")) != ("admission.k8s.io/v1", "AdmissionReview") {
-        return Err(NotAReview("apiVersion and kind are others"));
-    }
-    let uid = text("/request/uid");
-    if uid.is_empty() {
-        return Err(NotAReview("request.uid is missing"));
-    }
+    let uid = request_uid(review)?;
     let mut response = respond(settings, labels_of, review);
     if let Some(response) = response.as_object_mut() {
         response.insert("uid".into(), json!(uid));
     }
     Ok(json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}))
+}
+
+/// What an answer has to name.
+fn request_uid(review: &Value) -> Result<&str, NotAReview> {
+    let text = |pointer: &str| review.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    if (text("/apiVersion"), text("/kind")) != ("admission.k8s.io/v1", "AdmissionReview") {
+        return Err(NotAReview("apiVersion and kind are others"));
+    }
+    match text("/request/uid") {
+        "" => Err(NotAReview("request.uid is missing")),
+        uid => Ok(uid),
+    }
 }
 
 fn respond(settings: &Settings, labels_of: impl FnOnce(&str) -> Option<Labels>, review: &Value) -> Value {

@@ -119,12 +119,16 @@ impl Ca {
         let certificates = links(files.certificate).map_err(|reason| bad(CA_CERT, reason))?;
         let [certificate] = certificates.as_slice() else {
             let many = certificates.len();
-            return Err(bad(CA_CERT, format!("it holds {many} certificates, not one; others belong into {CERT_CHAIN}")));
+            return Err(bad(
+                CA_CERT,
+                format!("it holds {many} certificates, not one; others belong into {CERT_CHAIN}"),
+            ));
         };
         certificate.in_time(now).map_err(|reason| bad(CA_CERT, reason))?;
         let key = key(files.key).map_err(|reason| bad(CA_KEY, reason))?;
         if !certifies(&certificate.der, &key) {
-            let reason = format!("the private key does not match the certificate in {CA_CERT}: replace both together");
+            let reason =
+                format!("the private key does not match the certificate in {CA_CERT}: replace both together");
             return Err(bad(CA_KEY, reason));
         }
         let roots = links(files.roots).map_err(|reason| bad(ROOT_CERT, reason))?;
@@ -132,14 +136,18 @@ impl Ca {
             return Err(bad(ROOT_CERT, "it holds no certificate".to_owned()));
         };
         if root_not_after < now {
-            return Err(bad(ROOT_CERT, format!("the last root expired at {}, and it is {}", utc(root_not_after), utc(now))));
+            return Err(bad(
+                ROOT_CERT,
+                format!("the last root expired at {}, and it is {}", utc(root_not_after), utc(now)),
+            ));
         }
         let others = if files.chain.iter().all(u8::is_ascii_whitespace) {
             Vec::new()
         } else {
             links(files.chain).map_err(|reason| bad(CERT_CHAIN, reason))?
         };
-        let intermediates = between(certificate, &others, &roots).map_err(|reason| bad(CERT_CHAIN, reason))?;
+        let intermediates =
+            between(certificate, &others, &roots).map_err(|reason| bad(CERT_CHAIN, reason))?;
         for link in &intermediates {
             link.in_time(now).map_err(|reason| bad(CERT_CHAIN, reason))?;
         }
@@ -303,11 +311,18 @@ impl fmt::Debug for Files<'_> {
 impl Link {
     fn in_time(&self, now: SystemTime) -> Result<(), String> {
         if self.not_after < now {
-            return Err(format!("the certificate expired at {}, and it is {}", utc(self.not_after), utc(now)));
+            return Err(format!(
+                "the certificate expired at {}, and it is {}",
+                utc(self.not_after),
+                utc(now)
+            ));
         }
         if self.not_before > now {
             let from = utc(self.not_before);
-            return Err(format!("the certificate is valid from {from} on, and it is {}: compare the clocks", utc(now)));
+            return Err(format!(
+                "the certificate is valid from {from} on, and it is {}: compare the clocks",
+                utc(now)
+            ));
         }
         Ok(())
     }
@@ -323,12 +338,16 @@ fn links(file: &[u8]) -> Result<Vec<Link>, String> {
     if ders.is_empty() {
         return Err("it holds no certificate (BEGIN CERTIFICATE)".to_owned());
     }
-    ders.into_iter().enumerate().map(|(n, der)| link(der).map_err(|e| format!("certificate {}: {e}", n + 1))).collect()
+    ders.into_iter()
+        .enumerate()
+        .map(|(n, der)| link(der).map_err(|e| format!("certificate {}: {e}", n + 1)))
+        .collect()
 }
 
 fn link(der: CertificateDer<'static>) -> Result<Link, String> {
     let (subject, issuer, not_before, not_after) = {
-        let (rest, cert) = X509Certificate::from_der(&der).map_err(|e| format!("it is no certificate: {e}"))?;
+        let (rest, cert) =
+            X509Certificate::from_der(&der).map_err(|e| format!("it is no certificate: {e}"))?;
         if !rest.is_empty() {
             return Err("bytes follow it".to_owned());
         }
@@ -357,8 +376,9 @@ fn key(file: &[u8]) -> Result<KeyPair, String> {
     // The text is a key: nothing of it is told.
     let der = PrivateKeyDer::from_pem_slice(file)
         .map_err(|_| "it is no PEM of a private key (PKCS #8, PKCS #1 or SEC 1)".to_owned())?;
-    KeyPair::try_from(&der)
-        .map_err(|_| "the private key cannot be used: RSA of 2048 bits or more, P-256 and P-384 can".to_owned())
+    KeyPair::try_from(&der).map_err(|_| {
+        "the private key cannot be used: RSA of 2048 bits or more, P-256 and P-384 can".to_owned()
+    })
 }
 
 /// What is to be shown between a leaf and a root, in order: `first` is what signs.
@@ -376,7 +396,9 @@ fn between<'a>(first: &'a Link, others: &'a [Link], roots: &[Link]) -> Result<Ve
         }
         let known = |link: &Link| chain.iter().any(|one| one.der == link.der);
         let Some(next) = others.iter().find(|link| link.subject == at.issuer && !known(link)) else {
-            return Err(format!("the chain does not lead to a root in {ROOT_CERT}: the issuer of one of its certificates is missing"));
+            return Err(format!(
+                "the chain does not lead to a root in {ROOT_CERT}: the issuer of one of its certificates is missing"
+            ));
         };
         at = next;
     }

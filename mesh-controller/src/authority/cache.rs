@@ -61,11 +61,18 @@ impl Cache {
     }
 
     /// What was said lately: it need not be asked again.
-    pub(super) fn fresh(&self, token: Hash, now: Instant, time: SystemTime) -> Option<Result<Reviewed, Refused>> {
+    pub(super) fn fresh(
+        &self,
+        token: Hash,
+        now: Instant,
+        time: SystemTime,
+    ) -> Option<Result<Reviewed, Refused>> {
         let entry = self.entries.get(&token)?;
         let age = now.saturating_duration_since(entry.learnt);
         match &entry.said {
-            Ok(reviewed) => (age < self.limits.fresh && time < reviewed.expires).then(|| Ok(reviewed.clone())),
+            Ok(reviewed) => {
+                (age < self.limits.fresh && time < reviewed.expires).then(|| Ok(reviewed.clone()))
+            }
             Err(refused) => (age < self.limits.refused).then(|| Err(refused.clone())),
         }
     }
@@ -74,7 +81,8 @@ impl Cache {
     pub(super) fn stale(&self, token: Hash, now: Instant, time: SystemTime) -> Option<Reviewed> {
         let entry = self.entries.get(&token)?;
         let reviewed = entry.said.as_ref().ok()?;
-        let counts = now.saturating_duration_since(entry.learnt) < self.limits.stale && time < reviewed.expires;
+        let counts =
+            now.saturating_duration_since(entry.learnt) < self.limits.stale && time < reviewed.expires;
         counts.then(|| reviewed.clone())
     }
 

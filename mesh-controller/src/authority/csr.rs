@@ -47,7 +47,8 @@ pub enum CsrError {
 /// # Errors
 /// See [`CsrError`].
 pub fn public_key(pem: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
-    let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(|_| CsrError::Malformed)?;
+    let der =
+        CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(|_| CsrError::Malformed)?;
     let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|_| CsrError::Malformed)?;
     if !rest.is_empty() {
         return Err(CsrError::Malformed);

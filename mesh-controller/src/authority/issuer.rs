@@ -94,7 +94,10 @@ pub(super) fn warning(ca: &Ca, now: SystemTime) -> Option<String> {
     let near = |end: SystemTime| end < now + WARN_BEFORE;
     if near(ca.root_not_after()) {
         let end = utc(ca.root_not_after());
-        return Some(format!("{}: the last root expires at {end}; put a new one beside it in time", ca.place()));
+        return Some(format!(
+            "{}: the last root expires at {end}; put a new one beside it in time",
+            ca.place()
+        ));
     }
     if near(ca.not_after()) {
         let end = utc(ca.not_after());

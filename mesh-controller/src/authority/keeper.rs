@@ -100,12 +100,18 @@ impl Keeper {
             let after = match looked.unwrap_or(Err(KeeperError::TimedOut)) {
                 Ok(()) => LOOK_EVERY,
                 Err(error) => {
-                    let kept = if self.sender.borrow().is_some() { "the one in force stays" } else { "there is none" };
+                    let kept = if self.sender.borrow().is_some() {
+                        "the one in force stays"
+                    } else {
+                        "there is none"
+                    };
                     tracing::error!("the CA cannot be taken up, {kept}: {error}");
                     RETRY_AFTER
                 }
             };
-            if let Some(warning) = self.sender.borrow().as_ref().and_then(|ca| issuer::warning(ca, self.clock.now())) {
+            if let Some(warning) =
+                self.sender.borrow().as_ref().and_then(|ca| issuer::warning(ca, self.clock.now()))
+            {
                 tracing::warn!("{warning}");
             }
             tokio::time::sleep(after.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
@@ -169,7 +175,8 @@ impl Keeper {
     fn open(&self, name: &str, data: &Data) -> Result<Ca, CaError> {
         let place = format!("Secret {}", self.full(name));
         let file = |file: &'static str| {
-            let missing = || CaError { place: place.clone(), file, reason: "the Secret does not have it".to_owned() };
+            let missing =
+                || CaError { place: place.clone(), file, reason: "the Secret does not have it".to_owned() };
             data.get(file).map(|bytes| bytes.0.as_slice()).ok_or_else(missing)
         };
         let files = Files {
@@ -186,9 +193,14 @@ impl Keeper {
     }
 
     async fn create(&self, name: &str, data: Data) -> Result<(), KeeperError> {
-        let labels = BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "mesh-controller".to_owned())]);
+        let labels =
+            BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "mesh-controller".to_owned())]);
         let secret = Secret {
-            metadata: ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                labels: Some(labels),
+                ..ObjectMeta::default()
+            },
             data: Some(data),
             ..Secret::default()
         };
@@ -269,7 +281,6 @@ fn has_expired(pem: &str, now: SystemTime) -> bool {
     use x509_parser::prelude::{FromDer, X509Certificate};
     let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else { return false };
     let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    X509Certificate::from_der(&der).is_ok_and(|(_, cert)| {
-        u64::try_from(cert.validity().not_after.timestamp()).unwrap_or_default() < now
-    })
+    X509Certificate::from_der(&der)
+        .is_ok_and(|(_, cert)| u64::try_from(cert.validity().not_after.timestamp()).unwrap_or_default() < now)
 }

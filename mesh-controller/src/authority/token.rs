@@ -15,8 +15,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::ca::Holder;
-use super::cache::{Cache, Hash};
 pub use super::cache::CacheLimits;
+use super::cache::{Cache, Hash};
 use crate::metrics::Metrics;
 
 /// Where a review says to which pod a token is bound.
@@ -230,9 +230,10 @@ impl Claims {
             Value::Array(all) => all.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
             _ => return None,
         };
-        let expires = claims.get("exp").and_then(Value::as_u64).and_then(|seconds| {
-            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
-        });
+        let expires = claims
+            .get("exp")
+            .and_then(Value::as_u64)
+            .and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
         Some(Self { audiences: Some(audiences), expires })
     }
 }
@@ -348,7 +349,11 @@ pub(super) mod tests {
             // It knows the token and has not looked for whom it is.
             (with("/audiences", json!([])), fine.clone(), Reason::WrongAudience),
             (with("/audiences", json!(null)), fine.clone(), Reason::WrongAudience),
-            (with("/audiences", json!(["https://kubernetes.default.svc"])), fine.clone(), Reason::WrongAudience),
+            (
+                with("/audiences", json!(["https://kubernetes.default.svc"])),
+                fine.clone(),
+                Reason::WrongAudience,
+            ),
             (name("system:node:a"), fine.clone(), Reason::NotAnAccount),
             (name("system:serviceaccount:shop"), fine.clone(), Reason::NotAnAccount),
             (name("system:serviceaccount:shop:web:x"), fine.clone(), Reason::NotAnAccount),
@@ -370,7 +375,8 @@ pub(super) mod tests {
 
     #[test]
     fn no_text_makes_the_claims_panic() {
-        for text in ["", ".", "..", "a.b.c", "a.e30.c", "a.bnVsbA.c", "a.eyJhdWQiOjd9.c", "a.eyJleHAiOi0xfQ"] {
+        for text in ["", ".", "..", "a.b.c", "a.e30.c", "a.bnVsbA.c", "a.eyJhdWQiOjd9.c", "a.eyJleHAiOi0xfQ"]
+        {
             assert!(Claims::of(text).expires.is_none(), "{text}");
         }
         assert!(Claims::of(&token(&json!({"aud": "a", "exp": u64::MAX}))).audiences.is_some());
