@@ -1,9 +1,10 @@
 //! The mesh in Kubernetes.
 //!
 //! [`inject`] gives pods their sidecars, and [`webhook`] is the admission webhooks' answers.
-//! [`event`] is what happens to the cluster's objects. [`authority`] issues the workloads' certificates, to
-//! whoever a token of Kubernetes names. [`serve`] is the ports: discovery and certificates for proxies,
-//! the webhooks for the API server, the admin pages for people. [`crds`] are the definitions of our kinds.
+//! [`event`] is what happens to the cluster's objects, [`world`] keeps the store of all of them and says what
+//! each proxy is answered. [`authority`] issues the workloads' certificates, to whoever a token of Kubernetes
+//! names. [`serve`] is the ports: discovery and certificates for proxies, the webhooks for the API server, the
+//! admin pages for people. [`crds`] are the definitions of our kinds.
 //!
 //! The program is [`main`] and an allocator.
 
@@ -18,6 +19,7 @@ pub mod plane;
 mod run;
 pub mod serve;
 pub mod webhook;
+pub mod world;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

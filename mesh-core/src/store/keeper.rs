@@ -156,6 +156,7 @@ impl Keeper {
         self.store = Store {
             options: Arc::clone(&self.store.options),
             index: Arc::new(index),
+            generation: self.store.generation + 1,
             scopes: Arc::default(),
         };
         self.shared.tidy();

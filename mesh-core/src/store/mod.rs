@@ -67,7 +67,7 @@ pub use services::{ServiceInfo, ServicePort};
 pub use told::{AddressHosts, View};
 pub use workloads::{DEFAULT_ACCOUNT, TLS_MODE_LABEL, Workload, WorkloadAddress};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, ResourceRef};
 use crate::identity::TrustDomain;
 use crate::resource::sidecar::OutboundTrafficPolicy;
 use crate::resource::{Object, Resource, Sidecar};
@@ -90,6 +90,7 @@ pub struct StoreOptions {
 pub struct Store {
     options: Arc<StoreOptions>,
     index: Arc<Index>,
+    generation: u64,
     /// What a namespace sees under a Sidecar that narrows it, found out once.
     scopes: Arc<Mutex<HashMap<ScopeKey, Arc<Scope>>>>,
 }
@@ -154,7 +155,13 @@ impl Store {
             registry.given = given;
         }
         let index = Index::new(&options, parts, &Index::default());
-        Self { options: Arc::new(options), index: Arc::new(index), scopes: Arc::default() }
+        Self { options: Arc::new(options), index: Arc::new(index), generation: 0, scopes: Arc::default() }
+    }
+
+    /// How many stores its [`Keeper`] made before it: two of one keeper with the same number are the same. 0
+    /// for a store that is none of a keeper's.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// What it was built with.
@@ -188,6 +195,12 @@ impl Store {
     /// root namespace's.
     pub fn sidecar(&self, workload: &Workload) -> Option<Arc<Resource<Sidecar>>> {
         sidecar_of(&self.index.sidecars, &self.options.root_namespace, workload)
+    }
+
+    /// Whether there is this Sidecar.
+    pub fn has_sidecar(&self, sidecar: &ResourceRef) -> bool {
+        let of_namespace = self.index.sidecars.get(sidecar.namespace());
+        of_namespace.is_some_and(|all| all.iter().any(|known| known.meta.name == sidecar.name()))
     }
 
     /// What becomes of `workload`'s calls to hosts that nobody knows, where its Sidecar says so.

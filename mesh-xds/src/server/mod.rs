@@ -66,6 +66,8 @@ pub enum Answer {
     Found(Encoded),
     /// Nothing, or nothing that the peer may see.
     Absent,
+    /// Nothing can be said now, for it cannot travel: who was told something keeps it.
+    Unchanged,
 }
 
 /// Says what is behind names. Asked on the way to each response, so it answers from memory; what it

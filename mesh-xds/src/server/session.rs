@@ -310,6 +310,7 @@ impl Type {
                             }),
                         });
                     }
+                    Answer::Unchanged => {}
                     Answer::Absent if *sent == Sent::Absent => {}
                     Answer::Absent => {
                         *sent = Sent::Absent;

@@ -386,3 +386,16 @@ fn what_a_proxy_says_of_itself_is_kept_short() {
     world.receive(request).unwrap();
     assert_eq!(world.session.node().unwrap().len(), MAX_QUOTED);
 }
+
+#[test]
+fn who_was_told_something_keeps_it_while_nothing_can_be_said() {
+    let mut world = World::new();
+    world.subscribe(Host, &["a", "b"]);
+    world.set(Host, "a", "1");
+    assert_eq!(world.taken(), ["a", "-b"]);
+    world.session.changed(Host, "a");
+    assert!(world.session.respond(&|_, _| Answer::Unchanged, world.now).is_none());
+    // Once something can be said again, it is.
+    world.set(Host, "a", "2");
+    assert_eq!(world.taken(), ["a"]);
+}
