@@ -199,3 +199,23 @@ impl PodStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_is_the_same_as_nothing() {
+        let slice = r#"{"addressType": "IPv4", "endpoints": null, "ports": null}"#;
+        let slice: EndpointSlice = serde_json::from_str(slice).unwrap();
+        assert_eq!(slice, EndpointSlice { address_type: "IPv4".into(), ..EndpointSlice::default() });
+        let endpoint =
+            r#"{"addresses": ["10.0.0.1"], "conditions": {"ready": null}, "nodeName": "a", "zone": null}"#;
+        let endpoint: Endpoint = serde_json::from_str(endpoint).unwrap();
+        assert!(endpoint.conditions.is_ready());
+        assert_eq!((endpoint.node_name.as_deref(), endpoint.zone), (Some("a"), None));
+        let meta: crate::resource::ObjectMeta =
+            serde_json::from_str(r#"{"name": "a", "labels": null, "creationTimestamp": null}"#).unwrap();
+        assert_eq!(meta.name, "a");
+    }
+}

@@ -20,6 +20,7 @@ macro_rules! mesh_types {
 }
 
 /// Structs of Kubernetes' own objects: the fields that the mesh uses, the rest ignored.
+/// Kubernetes writes lists that hold nothing as `null`, which is the same as leaving them out.
 macro_rules! thin_types {
     ($( $(#[$meta:meta])* pub struct $name:ident {
         $( $(#[$fmeta:meta])* pub $field:ident : $ty:ty ),* $(,)?
@@ -31,7 +32,10 @@ macro_rules! thin_types {
         pub struct $name {
             $(
                 $(#[$fmeta])*
-                #[serde(skip_serializing_if = "crate::resource::common::is_default")]
+                #[serde(
+                    deserialize_with = "crate::resource::common::or_default",
+                    skip_serializing_if = "crate::resource::common::is_default"
+                )]
                 pub $field: $ty,
             )*
         }

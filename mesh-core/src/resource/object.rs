@@ -188,6 +188,17 @@ macro_rules! objects {
                 match self { $( Self::$kind(r) => r.origin.as_ref(), )* }
             }
 
+            /// The same, read from nowhere: what travels, or came from where there are no files.
+            #[must_use]
+            pub fn without_origin(self) -> Self {
+                match self {
+                    $( Self::$kind(r) if r.origin.is_some() => {
+                        Self::$kind(Arc::new(Resource { origin: None, ..Arc::unwrap_or_clone(r) }))
+                    } )*
+                    placeless => placeless,
+                }
+            }
+
             /// Set when it is a closed reading.
             pub fn invalid(&self) -> Option<&Invalid> {
                 match self { $( Self::$kind(r) => r.invalid.as_ref(), )* }

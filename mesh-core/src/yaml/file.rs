@@ -76,6 +76,13 @@ pub fn read_file(file: &Path, text: &str, validate: &Validator<'_>) -> Reading {
     reader.reading
 }
 
+/// Reads one document that is a tree already.
+pub(super) fn read_node(file: &Path, root: &Node, validate: &Validator<'_>) -> Reading {
+    let mut reader = Reader { file, validate, reading: Reading { whole: true, ..Reading::default() } };
+    reader.item(&Item { node: root, document: 0, within: String::new() });
+    reader.reading
+}
+
 struct Reader<'a> {
     file: &'a Path,
     validate: &'a Validator<'a>,

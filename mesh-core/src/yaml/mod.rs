@@ -4,6 +4,7 @@
 //! alias expansion; the tree is read strictly into the kind's type. An error names file, line, resource,
 //! field, and the nearest known name.
 
+mod api;
 mod closed;
 mod de;
 mod file;
@@ -11,6 +12,7 @@ mod node;
 #[cfg(test)]
 mod tests;
 
+pub use api::{ReadObject, read_object};
 pub use de::FieldError;
 pub use file::{ReadResource, Reading, Validator, parse_objects, read_file};
 pub use node::{
