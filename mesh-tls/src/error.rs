@@ -107,6 +107,14 @@ pub enum MaterialError {
         /// What time it was.
         now: SystemTime,
     },
+    /// The certificate is for somebody else.
+    #[error("the issued certificate is for {found}, and not for {expected}; compare the token's service account with the workload's")]
+    Stranger {
+        /// Who it should be for.
+        expected: String,
+        /// Who it is for.
+        found: String,
+    },
     /// The chain does not lead to the bundle.
     #[error("{file}: the certificate's chain does not lead to a root in {bundle_file}: {reason}")]
     Untrusted {
