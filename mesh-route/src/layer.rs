@@ -131,7 +131,70 @@ where
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let facts = Facts::of_or_insert(&mut request);
-        let state = match decide(&self.table.load(), &mut request, &facts, self.draw) {
+        let decided = decide(&self.table.load(), &mut request, &facts, self.draw);
+        self.act(decided, request, facts)
+    }
+}
+
+/// A request to a host that nobody knows, given back by [`Route::call_known`].
+#[derive(Debug)]
+pub struct UnknownHost<A> {
+    /// The request, in its normal form.
+    pub request: Request<A>,
+    /// Whom it calls.
+    pub authority: Authority,
+}
+
+impl<S> Route<S> {
+    /// As `call`, but gives a request to a host that is not in the table back, so that whoever can learn of
+    /// hosts does, and calls then. A known host costs nothing more.
+    ///
+    /// # Errors
+    /// The request, where the table does not know its host.
+    pub fn call_known<A, R>(
+        &mut self,
+        mut request: Request<A>,
+    ) -> Result<ResponseFuture<S::Future, R>, Box<UnknownHost<A>>>
+    where
+        S: Service<Request<A>, Response = Response<R>> + Clone,
+        R: Default + From<Bytes>,
+    {
+        let facts = Facts::of_or_insert(&mut request);
+        let decided = {
+            let table = self.table.load();
+            match route(&table, &mut request, &facts, self.draw) {
+                Ok(decided) => decided,
+                Err(failure) => {
+                    if failure.code() == FailureCode::UnknownHost
+                        && let Ok(authority) = normalize(&mut request)
+                        && table.host(authority.name()).is_none()
+                    {
+                        return Err(Box::new(UnknownHost { request, authority }));
+                    }
+                    refused(&facts, failure, request.headers())
+                }
+            }
+        };
+        Ok(self.act(decided, request, facts))
+    }
+
+    /// Puts the answer to a request that cannot go anywhere into its facts.
+    pub fn answer<A, R: Default>(request: &mut Request<A>, failure: Failure) -> Response<R> {
+        let facts = Facts::of_or_insert(request);
+        facts.set_failure(failure.clone());
+        failure.response(is_grpc(request.headers()))
+    }
+
+    fn act<A, R>(
+        &mut self,
+        decided: Decided<R>,
+        request: Request<A>,
+        facts: Facts,
+    ) -> ResponseFuture<S::Future, R>
+    where
+        S: Service<Request<A>, Response = Response<R>> + Clone,
+    {
+        let state = match decided {
             Decided::Forward(applied) => {
                 let version = request.version();
                 let after = applied.map(|applied| After { applied, facts, version });
@@ -160,11 +223,13 @@ fn decide<A, R: Default + From<Bytes>>(
 ) -> Decided<R> {
     match route(table, request, facts, draw) {
         Ok(decided) => decided,
-        Err(failure) => {
-            facts.set_failure(failure.clone());
-            Decided::Answer(failure.response(is_grpc(request.headers())))
-        }
+        Err(failure) => refused(facts, failure, request.headers()),
     }
+}
+
+fn refused<R: Default + From<Bytes>>(facts: &Facts, failure: Failure, headers: &HeaderMap) -> Decided<R> {
+    facts.set_failure(failure.clone());
+    Decided::Answer(failure.response(is_grpc(headers)))
 }
 
 fn route<A, R: Default + From<Bytes>>(
