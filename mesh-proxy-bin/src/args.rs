@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::control::ControlArgs;
+
 /// The mesh's sidecar.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-proxy", version, about, propagate_version = true)]
@@ -17,7 +19,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a sidecar beside one workload, configured by a directory
+    /// Run a sidecar beside one workload, configured by a directory or a control plane
     Run(Box<RunArgs>),
     /// Load a directory and report what would not be applied; exits with 1 when there is something
     Check(CheckArgs),
@@ -29,13 +31,17 @@ pub(crate) enum Command {
 
 /// `mesh-proxy run`
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("identity").required(true).args(["identity_dir", "dev_ca"]))]
+#[command(group = ArgGroup::new("source").required(true).args(["config", "controller"]))]
+#[command(group = ArgGroup::new("identity").required(true).args(["identity_dir", "dev_ca", "controller"]))]
 pub(crate) struct RunArgs {
     /// Directory of Istio and Kubernetes resources (*.yaml, *.yml, *.json); changes apply while running
     #[arg(long, value_name = "DIR", env = "MESH_CONFIG")]
-    pub(crate) config: PathBuf,
+    pub(crate) config: Option<PathBuf>,
 
-    /// The workload beside which this sidecar stands: a WorkloadEntry or Pod in the directory
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+
+    /// The workload beside which this sidecar stands: a WorkloadEntry or Pod
     #[arg(long, value_name = "NAMESPACE/NAME", env = "MESH_WORKLOAD", value_parser = WorkloadName::parse)]
     pub(crate) workload: WorkloadName,
 

@@ -11,6 +11,7 @@ mod admin;
 mod args;
 mod bind;
 mod check;
+mod control;
 mod cpu;
 mod demo;
 mod detect;

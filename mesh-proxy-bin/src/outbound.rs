@@ -1,8 +1,9 @@
 //! The workload's own calls: by Host or `:authority`, absolute-form, and CONNECT.
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -35,6 +36,9 @@ pub(crate) struct Outbound {
     /// Apart, because the rest is cloned for each request.
     shared: Arc<Shared>,
 }
+
+/// The answer to a CONNECT.
+type Connect = Pin<Box<dyn Future<Output = Result<Response<ClientBody>, Infallible>> + Send>>;
 
 struct Shared {
     mesh: Mesh,
@@ -82,11 +86,14 @@ impl Outbound {
     }
 
     /// Answers a CONNECT; what follows in the tunnel is another task's.
-    fn connect(&self, mut request: Request<Body>) -> Response<ClientBody> {
+    async fn connect(self, mut request: Request<Body>) -> Response<ClientBody> {
         let facts = Facts::of_or_insert(&mut request);
         let authority = request.uri().authority().map(|a| Authority::parse(a.as_str()));
         let target = match authority {
-            Some(Ok(authority)) => self.shared.mesh.tcp_target(&authority),
+            Some(Ok(authority)) => {
+                let learnt = self.shared.mesh.learn(&authority).await;
+                learnt.and_then(|()| self.shared.mesh.tcp_target(&authority))
+            }
             _ => Err(Failure::new(FailureCode::BadRequest).detail("CONNECT names no host")),
         };
         let target = match target {
@@ -99,11 +106,10 @@ impl Outbound {
             }
         };
         let upgrade = hyper::upgrade::on(&mut request);
-        let this = self.clone();
         let connection = Arc::clone(facts.connection());
         tokio::spawn(async move {
             match upgrade.await {
-                Ok(io) => this.tunnel(TokioIo::new(io), target, connection).await,
+                Ok(io) => self.tunnel(TokioIo::new(io), target, connection).await,
                 Err(error) => tracing::debug!(%error, "a tunnel was not taken up"),
             }
         });
@@ -151,7 +157,7 @@ impl Service<Request<Body>> for Outbound {
     type Response = Response<ClientBody>;
     type Error = Infallible;
     type Future =
-        Either<<Client as Service<Request<Body>>>::Future, Ready<Result<Self::Response, Infallible>>>;
+        Either<<Client as Service<Request<Body>>>::Future, Connect>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Service::<Request<Body>>::poll_ready(&mut self.client, cx)
@@ -159,7 +165,8 @@ impl Service<Request<Body>> for Outbound {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         if request.method() == Method::CONNECT {
-            return Either::Right(ready(Ok(self.connect(request))));
+            let answer = self.clone().connect(request);
+            return Either::Right(Box::pin(async move { Ok(answer.await) }));
         }
         Either::Left(self.client.call(request))
     }

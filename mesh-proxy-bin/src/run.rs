@@ -120,7 +120,6 @@ fn start(args: &RunArgs, workers: usize) -> anyhow::Result<(Mesh, Driver)> {
     };
     let trust_domain: TrustDomain = args.trust_domain.clone();
     let mut builder = Mesh::builder()
-        .directory(&args.config)
         .workload(&args.workload.namespace, &args.workload.name)
         .trust_domain(trust_domain)
         .root_namespace(&args.root_namespace)
@@ -128,6 +127,12 @@ fn start(args: &RunArgs, workers: usize) -> anyhow::Result<(Mesh, Driver)> {
         .access_log(access_log, format)
         .detect_timeout(args.detect_timeout)
         .shards(workers);
+    if let Some(dir) = &args.config {
+        builder = builder.directory(dir);
+    }
+    if let Some(plane) = args.control.plane()? {
+        builder = builder.control_plane(plane);
+    }
     if let Some(inbound) = args.inbound {
         builder = builder.inbound_port(inbound.port());
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256,
     RsaKeySize, SanType, SignatureAlgorithm,
 };
@@ -144,6 +144,30 @@ impl TestCa {
     /// A good leaf for a service account of the trust domain `cluster.local`.
     pub fn leaf_for(&self, namespace: &str, account: &str) -> Leaf {
         self.leaf(&spiffe(namespace, account))
+    }
+
+    /// Answers a certificate request (PKCS #10 in PEM) with a leaf for `spiffe_id` that lives that long, whatever
+    /// the request asks for: leaf, intermediates and root, one PEM each.
+    ///
+    /// # Errors
+    /// When the request is none.
+    pub fn sign(&self, csr_pem: &str, spiffe_id: &str, lifetime: Duration) -> Result<Vec<String>, String> {
+        let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(|e| e.to_string())?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names =
+            vec![SanType::URI(spiffe_id.try_into().map_err(|e: rcgen::Error| e.to_string())?)];
+        let now = OffsetDateTime::now_utc();
+        params.not_before = shifted(now, -1);
+        params.not_after = shifted(now, i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX / 4));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let leaf = params.signed_by(&request.public_key, &self.issuer).map_err(|e| e.to_string())?;
+        let between = self.chain_pem.clone();
+        let chain = [leaf.pem(), between, self.root_pem.clone()];
+        Ok(chain.into_iter().filter(|pem| !pem.is_empty()).collect())
     }
 
     /// A leaf as described, bad ones too.

@@ -20,7 +20,7 @@ const LEAVE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct SidecarSpec {
     binary: PathBuf,
-    config: PathBuf,
+    config: Option<PathBuf>,
     workload: String,
     identity: Option<(&'static str, PathBuf)>,
     inbound: Option<(SocketAddr, SocketAddr)>,
@@ -35,9 +35,18 @@ impl SidecarSpec {
     /// A sidecar of `workload` (`NAMESPACE/NAME`) with the resources in `config`, an admin port, one worker,
     /// and no listener yet. `binary` is `env!("CARGO_BIN_EXE_mesh-proxy")` in the tests of the proxy.
     pub fn new(binary: impl Into<PathBuf>, config: impl Into<PathBuf>, workload: &str) -> Self {
+        Self::without_source(binary.into(), Some(config.into()), workload)
+    }
+
+    /// A sidecar of `workload` with neither directory nor identity: flags say where both come from.
+    pub fn controlled(binary: impl Into<PathBuf>, workload: &str) -> Self {
+        Self::without_source(binary.into(), None, workload)
+    }
+
+    fn without_source(binary: PathBuf, config: Option<PathBuf>, workload: &str) -> Self {
         let spec = Self {
-            binary: binary.into(),
-            config: config.into(),
+            binary,
+            config,
             workload: workload.to_owned(),
             identity: None,
             inbound: None,
@@ -120,7 +129,9 @@ impl SidecarSpec {
     pub fn args(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = vec!["run".into()];
         let mut add = |flag: &str, value: OsString| args.extend([flag.into(), value]);
-        add("--config", self.config.clone().into());
+        if let Some(config) = &self.config {
+            add("--config", config.clone().into());
+        }
         add("--workload", self.workload.clone().into());
         if let Some((flag, dir)) = &self.identity {
             add(flag, dir.clone().into());

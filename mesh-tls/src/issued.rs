@@ -17,7 +17,7 @@
 //! let ca = DevCa::open(dir.path()).unwrap();
 //! let (leaf, key) = ca.issue_pem(&"spiffe://cluster.local/ns/default/sa/other".parse().unwrap()).unwrap();
 //! let issued = Issued::new(&[leaf, ca.certificate_pem().to_owned()], key, None).unwrap();
-//! let error = identity.take_up(issued).unwrap_err();
+//! let error = identity.take_up(&issued).unwrap_err();
 //! assert!(error.to_string().contains("sa/other"), "{error}");
 //! assert!(identity.live().load().id().is_none());
 //! ```
@@ -206,20 +206,8 @@ impl IssuedIdentity {
     /// Puts a certificate in force, once it is valid now, names whom it must name and leads to its roots.
     ///
     /// # Errors
-    /// What is wrong with it; the one in force stays, and the status tells.
-    pub fn take_up(&mut self, issued: Issued) -> Result<(), MaterialError> {
-        let made = issued.material(&self.expected, &self.clock);
-        let result = made.as_ref().map(|_| ()).map_err(Clone::clone);
-        publish(&self.publisher, made, self.clock.now());
-        result
-    }
-
-    /// Puts what was kept of an earlier life in force, as [`take_up`](Self::take_up) does. What cannot be used
-    /// any more counts as no failure of renewal.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn restore(&mut self, issued: &Issued) -> Result<(), MaterialError> {
+    /// What is wrong with it; the one in force stays. [`fail`](Self::fail) tells of it.
+    pub fn take_up(&mut self, issued: &Issued) -> Result<(), MaterialError> {
         let material = issued.material(&self.expected, &self.clock)?;
         publish(&self.publisher, Ok(material), self.clock.now());
         Ok(())
@@ -312,13 +300,13 @@ mod tests {
         let (leaf, key) = ca.issue_pem(&id("spiffe://cluster.local/ns/default/sa/web")).unwrap();
         let issued = Issued::new(&[leaf, ca.certificate_pem().to_owned()], key, None).unwrap();
         let mut identity = IssuedIdentity::new(web(), Clock::system());
-        identity.take_up(issued.clone()).unwrap();
+        identity.take_up(&issued).unwrap();
         assert_eq!(identity.live().load().id().unwrap().service_account(), Some("web"));
         assert!(identity.left() > Duration::from_secs(60));
 
         let [chain, key, roots] = issued.parts().map(str::to_owned);
         let mut again = IssuedIdentity::new(web(), Clock::system());
-        again.restore(&Issued::of_parts(chain, key, roots)).unwrap();
+        again.take_up(&Issued::of_parts(chain, key, roots)).unwrap();
         assert_eq!(again.validity(), identity.validity());
         assert!(!format!("{issued:?}").contains("PRIVATE"));
     }
@@ -333,21 +321,22 @@ mod tests {
         // No root in the answer: those that are given count.
         let good = Issued::new(std::slice::from_ref(&leaf), key.clone(), Some(&root)).unwrap();
         let mut identity = IssuedIdentity::new(web(), Clock::system());
-        identity.take_up(good).unwrap();
+        identity.take_up(&good).unwrap();
 
         let none = Issued::new(std::slice::from_ref(&leaf), key.clone(), None);
         assert!(none.unwrap_err().to_string().contains("no root"));
         let foreign = Issued::new(&[leaf.clone(), other.certificate_pem().to_owned()], key, None).unwrap();
-        assert!(identity.take_up(foreign).unwrap_err().to_string().contains("does not lead to a root"));
+        assert!(identity.take_up(&foreign).unwrap_err().to_string().contains("does not lead to a root"));
         let (_, another_key) = ca.issue_pem(&web_id).unwrap();
         let unfit = Issued::new(&[leaf, root], another_key, None).unwrap();
-        assert!(matches!(identity.take_up(unfit), Err(MaterialError::KeyMismatch { .. })));
+        assert!(matches!(identity.take_up(&unfit), Err(MaterialError::KeyMismatch { .. })));
         let huge = Issued::new(&["x".repeat(MAX_PEM + 1)], String::new(), None);
         assert!(huge.unwrap_err().to_string().contains("larger"));
 
         let live = identity.live();
-        assert_eq!((live.load().id(), live.load().status().failures), (Some(&web_id), 2));
+        assert_eq!((live.load().id(), live.load().status().failures), (Some(&web_id), 0));
         identity.fail("the issuer does not answer");
+        assert_eq!(live.load().status().failures, 1);
         assert!(live.load().status().last_error.as_ref().unwrap().message.contains("does not answer"));
         drop(other_dir);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mesh_core::cluster::{Cluster, ClusterKey, ClusterSettings, EndpointSpec, ServiceName};
 use mesh_core::diagnostic::Diagnostic;
 use mesh_core::identity::TrustDomain;
-use mesh_core::live::Publisher;
+use mesh_core::live::{Live, Publisher};
 use mesh_core::resource::Object;
 use mesh_core::source::{Directory, DirectoryError, Loaded};
 use mesh_core::store::StoreOptions;
@@ -16,13 +16,14 @@ use mesh_route::pool::Pool;
 use mesh_telemetry::access_log::Sink;
 use mesh_telemetry::{AccessLog, AccessLogWriter, Metrics};
 use mesh_tls::accept::DETECT_TIMEOUT;
-use mesh_tls::{Clock, TlsAccept, TlsConnect};
+use mesh_tls::{Clock, Credentials, TlsAccept, TlsConnect};
 
 pub use mesh_telemetry::access_log::Format as LogFormat;
 
 use crate::connect::MeshConnect;
-use crate::driver::Driver;
+use crate::driver::{Driver, Follow};
 use crate::identity::{IdentitySource, Source};
+use crate::learn::Learner;
 use crate::mesh::{Inner, Mesh};
 use crate::stats::OwnMetrics;
 use crate::status::Readiness;
@@ -55,6 +56,8 @@ pub struct MeshBuilder {
     access_log: (AccessLogTo, LogFormat),
     detect_timeout: Duration,
     shards: usize,
+    #[cfg(feature = "control-plane")]
+    control: Option<crate::control::ControlPlane>,
 }
 
 /// Why a mesh cannot be built.
@@ -67,6 +70,9 @@ pub enum BuildError {
     /// The access log cannot be opened.
     #[error("the access log cannot be opened: {0}")]
     AccessLog(std::io::Error),
+    /// A control plane tells what applies to a workload by its name.
+    #[error("with a control plane the workload has to be named: namespace and name of its Pod or WorkloadEntry")]
+    NoWorkload,
 }
 
 impl Default for MeshBuilder {
@@ -82,6 +88,8 @@ impl Default for MeshBuilder {
             access_log: (AccessLogTo::Off, LogFormat::Json),
             detect_timeout: DETECT_TIMEOUT,
             shards: 1,
+            #[cfg(feature = "control-plane")]
+            control: None,
         }
     }
 }
@@ -129,6 +137,16 @@ impl MeshBuilder {
     #[must_use]
     pub fn root_namespace(mut self, namespace: &str) -> Self {
         self.options.root_namespace = namespace.into();
+        self
+    }
+
+    /// Takes the configuration from a control plane, and the certificate too, unless an
+    /// [identity](Self::identity) is given. Directory and objects do not count then. Needs
+    /// [`workload`](Self::workload).
+    #[cfg(feature = "control-plane")]
+    #[must_use]
+    pub fn control_plane(mut self, control: crate::control::ControlPlane) -> Self {
+        self.control = Some(control);
         self
     }
 
@@ -184,37 +202,43 @@ impl MeshBuilder {
     /// # Errors
     /// When the directory or the access log cannot be opened.
     pub fn build(self) -> Result<(Mesh, Driver), BuildError> {
-        let root = Arc::clone(&self.options.root_namespace);
-        let mut directory =
-            self.directory.map(|dir| Directory::new(dir).validate(move |object| validate(object, &root)));
-        let loaded = match &mut directory {
-            Some(directory) => directory.load()?,
-            None => Loaded { objects: self.objects, diagnostics: Vec::new(), generation: 1 },
-        };
         let (access_log, writer) = open_log(self.access_log).map_err(BuildError::AccessLog)?;
-
         let app = self.app.map(|app| {
             let key = ClusterKey::new("app", app.port(), "inbound");
             let name = ServiceName::new("app", "app", "");
             Cluster::detached(key, name, ClusterSettings::default(), vec![EndpointSpec::plaintext(app)])
         });
-        let mut world = World::new(self.options, self.workload, self.inbound_port, app.clone());
-        world.apply(&loaded);
+        let world =
+            World::new(self.options.clone(), self.workload.clone(), self.inbound_port, app.clone());
+        let (cells, registry) = (world.out.cells(), Arc::clone(world.registry()));
+        let clock = Clock::default();
 
-        let workload = world.out.identity.live();
-        let (source, credentials) = Source::start(&self.identity, workload, Clock::default());
-        let metrics = Metrics::builder(world.out.own.live())
-            .build_info("mesh-proxy", env!("CARGO_PKG_VERSION"))
-            .build();
-        let needs_identity = self.identity != IdentitySource::None;
-        let readiness = Readiness::new(world.out.status.live(), credentials.clone(), needs_identity);
+        #[cfg(feature = "control-plane")]
+        let begun = match &self.control {
+            Some(control) => {
+                crate::control::start(control, &self.options, &self.workload, world, clock.clone())?
+            }
+            None => files(self.directory, self.objects, &self.options, world)?,
+        };
+        #[cfg(not(feature = "control-plane"))]
+        let begun = files(self.directory, self.objects, &self.options, world)?;
+
+        let given = self.identity != IdentitySource::None;
+        let (source, credentials) = match begun.issued {
+            Some(issued) if !given => (issued.0, issued.1),
+            _ => Source::start(&self.identity, cells.identity, clock),
+        };
+        let needs_identity = !matches!(source, Source::None(_));
+        let metrics =
+            Metrics::builder(cells.own).build_info("mesh-proxy", env!("CARGO_PKG_VERSION")).build();
+        let readiness = Readiness::new(cells.status, credentials.clone(), needs_identity);
         let own_metrics = OwnMetrics::default();
-        let modes = world.out.modes.live();
+        let modes = cells.modes;
         let mesh = Mesh(Arc::new(Inner {
-            registry: Arc::clone(world.registry()),
-            routes: world.out.routes.live(),
-            rules: world.out.rules.live(),
-            view: world.out.view.live(),
+            registry,
+            routes: cells.routes,
+            rules: cells.rules,
+            view: cells.view,
             readiness,
             own_metrics: own_metrics.clone(),
             accept: TlsAccept::new(credentials.clone(), modes.clone()).detect_timeout(self.detect_timeout),
@@ -226,12 +250,48 @@ impl MeshBuilder {
             access_log,
             app,
             inbound_port: self.inbound_port,
+            learner: begun.learner,
+            #[cfg(feature = "control-plane")]
+            control: begun.control,
         }));
         mesh.register_metrics();
-        let updates = Publisher::new(loaded);
-        let driver = Driver { mesh: mesh.clone(), world, directory, updates, source, writer };
+        let driver = Driver { mesh: mesh.clone(), follow: begun.follow, source, writer };
         Ok((mesh, driver))
     }
+}
+
+/// What a source of configuration begins with.
+pub(crate) struct Begun {
+    pub(crate) follow: Follow,
+    pub(crate) learner: Learner,
+    /// The source of the certificate that comes along.
+    pub(crate) issued: Option<(Source, Live<Credentials>)>,
+    #[cfg(feature = "control-plane")]
+    pub(crate) control: Option<crate::control::Handle>,
+}
+
+/// Loads the first configuration from a directory or from objects. Blocks on files.
+fn files(
+    directory: Option<PathBuf>,
+    objects: Vec<Object>,
+    options: &StoreOptions,
+    mut world: World,
+) -> Result<Begun, BuildError> {
+    let root = Arc::clone(&options.root_namespace);
+    let mut directory =
+        directory.map(|dir| Directory::new(dir).validate(move |object| validate(object, &root)));
+    let loaded = match &mut directory {
+        Some(directory) => directory.load()?,
+        None => Loaded { objects, diagnostics: Vec::new(), generation: 1 },
+    };
+    world.apply(&loaded);
+    Ok(Begun {
+        follow: Follow::Files { world: Box::new(world), directory, updates: Publisher::new(loaded) },
+        learner: None,
+        issued: None,
+        #[cfg(feature = "control-plane")]
+        control: None,
+    })
 }
 
 fn open_log((to, format): (AccessLogTo, LogFormat)) -> std::io::Result<(AccessLog, Option<AccessLogWriter>)> {

@@ -10,7 +10,6 @@ use mesh_policy::breaker::{CircuitBreaker, CircuitBreakerLayer};
 use mesh_policy::outlier::{Outlier, OutlierLayer};
 use mesh_route::balance::{Balance, BalanceLayer};
 use mesh_route::fault::{Fault, FaultLayer};
-use mesh_route::layer::{Route, RouteLayer};
 use mesh_route::pool::Pool;
 use mesh_route::retry::{Retry, RetryLayer};
 use mesh_route::table::RouteTable;
@@ -22,6 +21,7 @@ use tower_layer::layer_fn;
 
 use crate::bodies::{AnyRequest, OneResponse};
 use crate::connect::MeshConnect;
+use crate::learn::{LearnLayer, LearnRoute, Learner};
 use crate::server::{Server, ServerLayer};
 
 /// The body of an answer.
@@ -34,17 +34,22 @@ type Try = OneResponse<CircuitBreaker<Balance<Outlier<Pool<MeshConnect>>>>>;
 ///
 /// A `tower::Service` of requests with any body: an absolute URI or a `Host` header says where to. It never
 /// fails: what the mesh cannot do is an answer with `x-mesh-reason`.
-pub type Client = Telemetry<Respond<AnyRequest<Route<Fault<Timeout<Retry<Try>>>>>, Body>>;
+pub type Client = Telemetry<Respond<AnyRequest<LearnRoute<Fault<Timeout<Retry<Try>>>>>, Body>>;
 
 /// Hands calls to the application; made by [`Mesh::app_service`](crate::Mesh::app_service).
 pub type AppService = Server<AnyRequest<Retry<Try>>, Body>;
 
-pub(crate) fn client(telemetry: TelemetryLayer, routes: Live<RouteTable>, pool: Pool<MeshConnect>) -> Client {
+pub(crate) fn client(
+    telemetry: TelemetryLayer,
+    routes: Live<RouteTable>,
+    learner: Learner,
+    pool: Pool<MeshConnect>,
+) -> Client {
     ServiceBuilder::new()
         .layer(telemetry) // counts every answer, the mesh's own too
         .layer(RespondLayer::with_text()) // the last place where an error lives
         .layer(layer_fn(AnyRequest)) // a retry has to be able to keep the body
-        .layer(RouteLayer::new(routes)) // draws the split once: a retry stays on its subset
+        .layer(LearnLayer::new(routes, learner)) // draws the split once: a retry stays on its subset
         .layer(FaultLayer::new()) // before the timeout, as in Istio: a delay is not the service's
         .layer(TimeoutLayer::default()) // covers all tries
         .layer(RetryLayer::default()) // under the cluster's budget

@@ -21,38 +21,59 @@ const SWEEP: Duration = Duration::from_secs(5);
 #[must_use = "without it running nothing changes any more, and no access log is written"]
 pub struct Driver {
     pub(crate) mesh: Mesh,
-    pub(crate) world: World,
-    pub(crate) directory: Option<Directory>,
-    pub(crate) updates: Publisher<Loaded>,
+    pub(crate) follow: Follow,
     pub(crate) source: Source,
     pub(crate) writer: Option<AccessLogWriter>,
+}
+
+/// What follows the configuration.
+pub(crate) enum Follow {
+    /// A directory, or what was given in code and never changes.
+    Files { world: Box<World>, directory: Option<Directory>, updates: Publisher<Loaded> },
+    /// A control plane.
+    #[cfg(feature = "control-plane")]
+    ControlPlane(Box<crate::control::Follow>),
+}
+
+impl Follow {
+    async fn run(self) {
+        match self {
+            Self::Files { world, directory, updates } => files(*world, directory, updates).await,
+            #[cfg(feature = "control-plane")]
+            Self::ControlPlane(follow) => follow.run().await,
+        }
+    }
+}
+
+async fn files(mut world: World, directory: Option<Directory>, updates: Publisher<Loaded>) {
+    let loaded = updates.live();
+    let mut changes = loaded.changes();
+    let watch = async move {
+        match directory {
+            Some(directory) => directory.watch(updates).await,
+            None => std::future::pending().await,
+        }
+    };
+    let apply = async {
+        loop {
+            changes.changed().await;
+            let now = loaded.load_full();
+            world.apply(&now);
+            tracing::info!(
+                generation = now.generation,
+                objects = now.objects.len(),
+                "configuration applied"
+            );
+        }
+    };
+    tokio::join!(watch, apply);
 }
 
 impl Driver {
     /// Runs as long as the mesh is wanted; ends by being dropped, or when there is an access log and it has
     /// been [closed](Mesh::close_access_log) and written.
     pub async fn run(self) {
-        let Self { mesh, mut world, directory, updates, source, writer } = self;
-        let loaded = updates.live();
-        let mut changes = loaded.changes();
-        let watch = async move {
-            match directory {
-                Some(directory) => directory.watch(updates).await,
-                None => std::future::pending().await,
-            }
-        };
-        let apply = async {
-            loop {
-                changes.changed().await;
-                let now = loaded.load_full();
-                world.apply(&now);
-                tracing::info!(
-                    generation = now.generation,
-                    objects = now.objects.len(),
-                    "configuration applied"
-                );
-            }
-        };
+        let Self { mesh, follow, source, writer } = self;
         let write = async move {
             match writer {
                 Some(writer) => writer.run().await,
@@ -67,7 +88,7 @@ impl Driver {
             }
         };
         // Boxed: together they are large, and they run once.
-        let rest = Box::pin(async { tokio::join!(watch, apply, sweep, mesh.watch_identity()) });
+        let rest = Box::pin(async { tokio::join!(follow.run(), sweep, mesh.watch_identity()) });
         tokio::select! {
             _ = rest => {}
             () = Box::pin(source.run()) => {}

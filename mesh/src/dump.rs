@@ -28,6 +28,7 @@ impl Mesh {
         let ports: serde_json::Map<String, Value> =
             modes.ports().map(|(port, mode)| (port.to_string(), mode.mode.to_string().into())).collect();
         json!({
+            "source": self.source_dump(),
             "workload": view.workload.as_ref().map(|w| json!({
                 "namespace": &*w.namespace,
                 "name": &*w.name,
@@ -42,6 +43,15 @@ impl Mesh {
             "problems": view.diagnostics.iter().map(diagnostic).collect::<Vec<_>>(),
             "resources": view.objects.iter().map(resource).collect::<Vec<_>>(),
         })
+    }
+
+    /// Where the configuration comes from, and how it goes with that.
+    fn source_dump(&self) -> Value {
+        #[cfg(feature = "control-plane")]
+        if let Some(control) = &self.0.control {
+            return json!({"control_plane": control.dump()});
+        }
+        "directory or code".into()
     }
 
     /// Every cluster in use with its endpoints: what is in flight, what is ejected, who each must be.

@@ -30,6 +30,8 @@ pub(crate) enum Source {
     None(#[expect(dead_code, reason = "held, not read")] Publisher<Credentials>),
     File(Box<FileIdentity>),
     Dev(Box<DevIdentity>),
+    #[cfg(feature = "control-plane")]
+    Issued(Box<crate::control::ControlIdentity>),
 }
 
 impl Source {
@@ -63,6 +65,8 @@ impl Source {
             Self::None(_) => std::future::pending().await,
             Self::File(source) => source.run().await,
             Self::Dev(source) => source.run().await,
+            #[cfg(feature = "control-plane")]
+            Self::Issued(source) => source.run().await,
         }
     }
 }

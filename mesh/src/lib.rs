@@ -38,10 +38,14 @@ mod builder;
 mod check;
 pub mod client;
 mod connect;
+#[cfg(feature = "control-plane")]
+pub mod control;
 mod destination;
 mod driver;
 mod dump;
+mod hosts;
 mod identity;
+mod learn;
 mod mesh;
 mod peers;
 pub mod serve;
@@ -57,8 +61,11 @@ pub use builder::{AccessLogTo, BuildError, LogFormat, MeshBuilder};
 pub use check::{Report, check};
 pub use client::{AppService, Client, ClientBody};
 pub use connect::MeshConnect;
+#[cfg(feature = "control-plane")]
+pub use control::ControlPlane;
 pub use driver::Driver;
 pub use identity::IdentitySource;
+pub use learn::{LearnRoute, LearntAddress};
 pub use mesh::Mesh;
 pub use server::ServerLayer;
 pub use status::{ConfigurationStatus, Readiness};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -10,6 +11,7 @@ use mesh_core::diagnostic::Diagnostic;
 use mesh_core::facts::Connection;
 use mesh_core::failure::Failure;
 use mesh_core::live::Live;
+use mesh_core::normal::Authority;
 use mesh_core::protocol::Protocol;
 use mesh_policy::authorization::{AuthorizationLayer, Rules, until_refused};
 use mesh_route::pool::Pool;
@@ -25,6 +27,7 @@ use tower_service::Service;
 use crate::MeshBuilder;
 use crate::client::{AppService, Client};
 use crate::connect::MeshConnect;
+use crate::learn::{Learner, LearntAddress};
 use crate::server::ServerLayer;
 use crate::stats::OwnMetrics;
 use crate::status::Readiness;
@@ -54,6 +57,9 @@ pub(crate) struct Inner {
     pub(crate) connect: TlsConnect,
     pub(crate) app: Option<Arc<Cluster>>,
     pub(crate) inbound_port: Option<u16>,
+    pub(crate) learner: Learner,
+    #[cfg(feature = "control-plane")]
+    pub(crate) control: Option<crate::control::Handle>,
 }
 
 impl Mesh {
@@ -79,7 +85,8 @@ impl Mesh {
     /// one only. See [`MeshBuilder::shards`].
     pub fn client_on(&self, shard: usize) -> Client {
         let telemetry = self.telemetry().with_direction(mesh_core::facts::Direction::Outbound);
-        crate::client::client(telemetry, self.0.routes.clone(), self.0.pool.clone().with_shard(shard))
+        let (routes, learner) = (self.0.routes.clone(), self.0.learner.clone());
+        crate::client::client(telemetry, routes, learner, self.0.pool.clone().with_shard(shard))
     }
 
     /// A service that takes calls through the [server layers](Self::server_layer) and hands them to the
@@ -88,6 +95,35 @@ impl Mesh {
     pub fn app_service(&self, shard: usize) -> Option<AppService> {
         let app = Arc::clone(self.0.app.as_ref()?);
         Some(crate::client::app(self.server_layer(), app, self.0.pool.clone().with_shard(shard)))
+    }
+
+    /// Returns once what applies to calls to `authority`'s host is in force. At once where it is, and where the
+    /// whole configuration is there from the start. The [client](Self::client) does it by itself; for
+    /// connections ([`tcp_target`](Self::tcp_target)) it has to be done before.
+    ///
+    /// # Errors
+    /// `unknown_host` where nobody knows the host, `config_unavailable` where the control plane does not say,
+    /// `overflow` where too many calls wait for that already.
+    pub async fn learn(&self, authority: &Authority) -> Result<(), Failure> {
+        match &self.0.learner {
+            Some(learner) if self.0.routes.load().host(authority.name()).is_none() => {
+                learner.host(authority).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What stands behind an address, for connections that are known by nothing else: the hosts, which have been
+    /// [learnt](Self::learn) when this returns. `None` where nobody knows the address, and where the whole
+    /// configuration is there from the start ([`tcp_target`](Self::tcp_target) finds virtual addresses itself).
+    ///
+    /// # Errors
+    /// As [`learn`](Self::learn), but for `unknown_host`.
+    pub async fn learn_address(&self, ip: IpAddr) -> Result<Option<Arc<LearntAddress>>, Failure> {
+        match &self.0.learner {
+            Some(learner) => learner.address(ip.to_canonical()).await,
+            None => Ok(None),
+        }
     }
 
     fn telemetry(&self) -> TelemetryLayer {
@@ -116,7 +152,7 @@ impl Mesh {
     /// The connection with what the configuration knows of the peer's workload, for telemetry.
     pub fn describe_peer(&self, connection: Arc<Connection>) -> Arc<Connection> {
         let Some(peer) = connection.peer() else { return connection };
-        match self.0.view.load().peers.get(peer.id()) {
+        match self.0.view.load().peer(peer.id()) {
             Some(labels) => Arc::new(connection.with_peer_labels(Arc::clone(labels))),
             None => connection,
         }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use mesh_core::facts::WorkloadLabels;
 use mesh_core::identity::SpiffeId;
-use mesh_core::store::Store;
+use mesh_core::store::Workload;
 
 /// What telemetry can say of a peer by its identity. Several workloads may run under one account: what they
 /// do not agree on is left unknown (empty).
-pub(crate) fn labels(store: &Store) -> HashMap<SpiffeId, Arc<WorkloadLabels>> {
+pub(crate) fn labels<'a>(
+    workloads: impl IntoIterator<Item = &'a Workload>,
+) -> HashMap<SpiffeId, Arc<WorkloadLabels>> {
     let mut of_account: HashMap<SpiffeId, WorkloadLabels> = HashMap::new();
-    for workload in store.workloads() {
+    for workload in workloads {
         let Some(id) = &workload.identity else { continue };
         match of_account.get_mut(id) {
             Some(common) => keep_common(common, &workload.telemetry),
@@ -43,7 +45,7 @@ fn keep_common(common: &mut WorkloadLabels, other: &WorkloadLabels) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mesh_core::store::StoreOptions;
+    use mesh_core::store::{Store, StoreOptions};
 
     #[test]
     fn what_the_workloads_of_an_account_do_not_agree_on_is_unknown() {
@@ -59,7 +61,8 @@ metadata: {name: reviews-v2, namespace: default}
 spec: {address: 10.0.0.2, serviceAccount: reviews, labels: {app: reviews, version: v2}}
 ";
         let objects = mesh_core::yaml::parse_objects("a.yaml", text).unwrap();
-        let all = labels(&Store::new(StoreOptions::default(), objects));
+        let store = Store::new(StoreOptions::default(), objects);
+        let all = labels(store.workloads().map(|w| &**w));
         let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
         let reviews = &all[&id];
         assert_eq!((&*reviews.app, &*reviews.version, &*reviews.workload), ("reviews", "", ""));

@@ -50,6 +50,10 @@ impl Mesh {
                 inner.own_metrics.refused.clone(),
             );
             registry.register_collector(Box::new(State(Arc::downgrade(&self.0))));
+            #[cfg(feature = "control-plane")]
+            if let Some(control) = &inner.control {
+                registry.register_collector(Box::new(control.scrape(inner.credentials.clone())));
+            }
         });
         inner.metrics.with_registry(|registry| inner.access_log.register(registry));
     }
@@ -127,11 +131,11 @@ const EFFECTS: [(Effect, &str); 4] = [
     (Effect::NoEffect, "no_effect"),
 ];
 
-fn gauge(e: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
+pub(crate) fn gauge(e: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
     e.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
 }
 
-fn counter(e: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+pub(crate) fn counter(e: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
     let mut metric = e.encode_descriptor(name, help, None, MetricType::Counter)?;
     metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
 }

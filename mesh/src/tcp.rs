@@ -72,7 +72,7 @@ impl Mesh {
         let view = self.0.view.load();
         let nobody = || unknown(format!("no service is called {:?}", authority.name()));
         let workload = view.workload.as_ref().ok_or_else(nobody)?;
-        let outbound = view.store.outbound(workload, authority.name()).ok_or_else(nobody)?;
+        let outbound = view.hosts.outbound(workload, authority.name()).ok_or_else(nobody)?;
         let service = outbound.service().ok_or_else(nobody)?;
         let port = match (authority.port(), &*service.ports) {
             (None, [only]) => Some(only),

@@ -5,14 +5,14 @@
 //! change. Nothing here is on a request's way.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mesh_core::cluster::{Cluster, ClusterKey, ClusterSettings, Registry};
 use mesh_core::diagnostic::Diagnostic;
 use mesh_core::facts::WorkloadLabels;
 use mesh_core::failure::{Failure, FailureCode};
 use mesh_core::identity::SpiffeId;
-use mesh_core::live::Publisher;
+use mesh_core::live::{Live, Publisher};
 use mesh_core::protocol::Protocol;
 use mesh_core::resource::{Labels, Object};
 use mesh_core::source::Loaded;
@@ -28,6 +28,7 @@ use mesh_telemetry::OwnWorkload;
 use mesh_tls::modes::TlsModes;
 
 use crate::builder::tell;
+use crate::hosts::Hosts;
 use crate::status::ConfigurationStatus;
 use crate::{destination, peers};
 
@@ -46,7 +47,7 @@ pub(crate) type TcpTable = HashMap<Arc<str>, Vec<(u16, TcpRoutes)>>;
 /// What is in force, for whoever asks rarely: connections, admin pages.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct View {
-    pub(crate) store: Store,
+    pub(crate) hosts: Hosts,
     pub(crate) workload: Option<Arc<Workload>>,
     pub(crate) inbound: Option<Inbound>,
     pub(crate) objects: Arc<[Object]>,
@@ -55,7 +56,14 @@ pub(crate) struct View {
     /// HTTP are not among them.
     pub(crate) tcp: Arc<TcpTable>,
     /// What telemetry says of the workloads of each account.
-    pub(crate) peers: Arc<HashMap<SpiffeId, Arc<WorkloadLabels>>>,
+    pub(crate) peers: Arc<OnceLock<HashMap<SpiffeId, Arc<WorkloadLabels>>>>,
+}
+
+impl View {
+    /// What telemetry says of who has that identity. Found out for all when it is asked first.
+    pub(crate) fn peer(&self, id: &SpiffeId) -> Option<&Arc<WorkloadLabels>> {
+        self.peers.get_or_init(|| peers::labels(self.hosts.workloads())).get(id)
+    }
 }
 
 /// Everything that a configuration puts in force.
@@ -80,6 +88,31 @@ pub(crate) struct Published {
     pub(crate) own: Publisher<OwnWorkload>,
     pub(crate) view: Publisher<View>,
     pub(crate) status: Publisher<ConfigurationStatus>,
+}
+
+/// The readers of what is published.
+pub(crate) struct Cells {
+    pub(crate) routes: Live<RouteTable>,
+    pub(crate) rules: Live<Rules>,
+    pub(crate) modes: Live<TlsModes>,
+    pub(crate) identity: Live<Option<SpiffeId>>,
+    pub(crate) own: Live<OwnWorkload>,
+    pub(crate) view: Live<View>,
+    pub(crate) status: Live<ConfigurationStatus>,
+}
+
+impl Published {
+    pub(crate) fn cells(&self) -> Cells {
+        Cells {
+            routes: self.routes.live(),
+            rules: self.rules.live(),
+            modes: self.modes.live(),
+            identity: self.identity.live(),
+            own: self.own.live(),
+            view: self.view.live(),
+            status: self.status.live(),
+        }
+    }
 }
 
 /// A host as it was compiled last.
@@ -146,40 +179,59 @@ impl World {
             return;
         };
 
-        let inbound = store.inbound(&workload);
-        let context = Context::new(self.options.trust_domain.clone());
-        let (rules, found) = Rules::compile(&inbound.authorization, &context);
-        add(&mut diagnostics, found);
         let routes = self.routes(&store, &workload, &mut diagnostics);
-
-        // What keeps out comes into force before what lets through.
-        self.out.rules.publish(rules);
-        self.out.modes.publish_if_changed(modes(&inbound.peer_authentication));
+        let inbound = self.inbound(&store, &workload, &mut diagnostics);
         self.out.routes.publish(routes);
-        self.out.own.publish_if_changed(self.own(&workload, &inbound));
-        if let (Some(app), Some(port)) = (&self.app, self.own_port(&inbound)) {
-            app.publish_settings(app_settings(port));
-        }
-        self.out.identity.publish_if_changed(workload.identity.clone());
-        let generation = self.out.status.load().generation + 1;
         tell(&diagnostics, &self.out.view.load().diagnostics);
-        let peers = Arc::new(peers::labels(&store));
-        let tcp = self.hosts.iter().map(|(host, known)| (Arc::clone(host), known.tcp.clone())).collect();
-        self.out.view.publish(View {
-            tcp: Arc::new(tcp),
-            peers,
-            store,
+        let view = View {
+            tcp: self.tcp(),
+            peers: Arc::default(),
+            hosts: Hosts::Whole(store),
             inbound: Some(inbound),
             objects: loaded.objects.clone().into(),
             diagnostics: diagnostics.into(),
             workload: Some(Arc::clone(&workload)),
-        });
+        };
+        self.in_force(&workload, view);
+    }
+
+    /// Puts what applies to calls to the workload in force. What keeps out comes into force before what lets
+    /// through.
+    pub(crate) fn inbound(
+        &self,
+        store: &Store,
+        workload: &Arc<Workload>,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) -> Inbound {
+        let inbound = store.inbound(workload);
+        let context = Context::new(store.options().trust_domain.clone());
+        let (rules, found) = Rules::compile(&inbound.authorization, &context);
+        add(diagnostics, found);
+        self.out.rules.publish(rules);
+        self.out.modes.publish_if_changed(modes(&inbound.peer_authentication));
+        self.out.own.publish_if_changed(self.own(workload, &inbound));
+        if let (Some(app), Some(port)) = (&self.app, self.own_port(&inbound)) {
+            app.publish_settings(app_settings(port));
+        }
+        self.out.identity.publish_if_changed(workload.identity.clone());
+        inbound
+    }
+
+    /// Publishes what is in force for whoever asks rarely, last of all.
+    pub(crate) fn in_force(&self, workload: &Workload, view: View) {
+        self.out.view.publish(view);
         self.out.status.publish(ConfigurationStatus {
             workload: Some(format!("{}/{}", workload.namespace, workload.name).into()),
             identity: workload.identity.clone(),
             problem: None,
-            generation,
+            generation: self.out.status.load().generation + 1,
         });
+    }
+
+    /// Where connections go, by host.
+    pub(crate) fn tcp(&self) -> Arc<TcpTable> {
+        let of_host = |(host, known): (&Arc<str>, &KnownHost)| (Arc::clone(host), known.tcp.clone());
+        Arc::new(self.hosts.iter().map(of_host).collect())
     }
 
     fn find(&self, store: &Store) -> Option<Arc<Workload>> {
@@ -214,24 +266,92 @@ impl World {
 
     /// Compiles every host that the workload sees, anew where it changed.
     fn routes(&mut self, store: &Store, workload: &Arc<Workload>, all: &mut Vec<Diagnostic>) -> RouteTable {
-        let mut before = std::mem::take(&mut self.hosts);
-        let mut builder = RouteTable::builder();
-        let mut clusters = Clusters { store, workload, registry: &self.registry, used: HashSet::new() };
-        for entry in store.hosts(workload) {
-            let Some(outbound) = store.outbound(workload, &entry.host) else { continue };
-            let fingerprint = outbound.fingerprint();
-            let known = before
-                .remove(&entry.host)
-                .filter(|known| known.fingerprint == fingerprint && clusters.refresh(&known.clusters));
-            let known = known.unwrap_or_else(|| clusters.compile(&outbound, fingerprint));
-            builder = builder.host(entry.domains.iter(), &known.routes);
-            add(all, known.diagnostics.iter().cloned());
-            self.hosts.insert(entry.host, known);
-        }
-        let used = clusters.used;
-        self.registry.retain(|key| used.contains(key));
-        builder.build()
+        let find = |host: &str| store.outbound(workload, host);
+        let served = store.hosts(workload).filter_map(|entry| {
+            let outbound = store.outbound(workload, &entry.host)?;
+            Some(Served { host: entry.host, domains: entry.domains, outbound, fresh: true })
+        });
+        let mut clusters = Clusters {
+            find: &find,
+            options: store.options(),
+            workload,
+            registry: &self.registry,
+            used: HashSet::new(),
+        };
+        let (table, _) = compile_all(&mut self.hosts, &mut clusters, served, all);
+        table
     }
+
+    /// Compiles the hosts that are served; says whether the table has become another one.
+    #[cfg(feature = "control-plane")]
+    pub(crate) fn serve(
+        &mut self,
+        options: &StoreOptions,
+        workload: &Arc<Workload>,
+        find: &dyn Fn(&str) -> Option<Outbound>,
+        served: Vec<Served>,
+        all: &mut Vec<Diagnostic>,
+    ) -> (RouteTable, bool) {
+        let registry = &self.registry;
+        let mut clusters = Clusters { find, options, workload, registry, used: HashSet::new() };
+        compile_all(&mut self.hosts, &mut clusters, served, all)
+    }
+
+    /// The hosts that are compiled, each with the hosts that its clusters belong to.
+    #[cfg(feature = "control-plane")]
+    pub(crate) fn compiled(&self) -> impl Iterator<Item = (&Arc<str>, impl Iterator<Item = &ClusterKey>)> {
+        self.hosts.iter().map(|(host, known)| (host, known.clusters.keys()))
+    }
+}
+
+/// A host that calls can go to.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) host: Arc<str>,
+    pub(crate) domains: Vec<Arc<str>>,
+    pub(crate) outbound: Outbound,
+    /// Whether something that it is made from may have changed.
+    pub(crate) fresh: bool,
+}
+
+/// Compiles hosts, anew where they changed, and keeps the clusters that they use. Says whether the table is
+/// another one than before.
+fn compile_all(
+    hosts: &mut HashMap<Arc<str>, KnownHost>,
+    clusters: &mut Clusters<'_>,
+    served: impl IntoIterator<Item = Served>,
+    all: &mut Vec<Diagnostic>,
+) -> (RouteTable, bool) {
+    let mut before = std::mem::take(hosts);
+    let mut changed = false;
+    let mut short: Vec<(Vec<Arc<str>>, Arc<HostRoutes>)> = Vec::new();
+    let mut builder = RouteTable::builder();
+    for Served { host, domains, outbound, fresh } in served {
+        let fingerprint = outbound.fingerprint();
+        let known = before.remove(&host).filter(|known| {
+            if !fresh {
+                clusters.used.extend(known.clusters.keys().cloned());
+                return true;
+            }
+            known.fingerprint == fingerprint && clusters.refresh(&known.clusters)
+        });
+        let known = known.unwrap_or_else(|| {
+            changed = true;
+            clusters.compile(&outbound, fingerprint)
+        });
+        // A short form is another host's full name sometimes: full names come first.
+        builder = builder.host([&host], &known.routes);
+        short.push((domains, Arc::clone(&known.routes)));
+        add(all, known.diagnostics.iter().cloned());
+        hosts.insert(host, known);
+    }
+    for (domains, routes) in short {
+        builder = builder.host(domains.iter(), &routes);
+    }
+    changed |= !before.is_empty();
+    let used = &clusters.used;
+    clusters.registry.retain(|key| used.contains(key));
+    (builder.build(), changed)
 }
 
 fn modes(found: &PeerAuthentications) -> TlsModes {
@@ -263,7 +383,9 @@ fn add(all: &mut Vec<Diagnostic>, more: impl IntoIterator<Item = Diagnostic>) {
 
 /// Makes and refreshes clusters.
 struct Clusters<'a> {
-    store: &'a Store,
+    /// What applies to calls to a host.
+    find: &'a dyn Fn(&str) -> Option<Outbound>,
+    options: &'a StoreOptions,
     workload: &'a Arc<Workload>,
     registry: &'a Registry,
     used: HashSet<ClusterKey>,
@@ -288,7 +410,7 @@ impl Clusters<'_> {
             // As in Istio: a host that no service stands behind is served on port 80.
             None => vec![(DEFAULT_PORT, Protocol::Http1)],
         };
-        let (store, workload) = (self.store, self.workload);
+        let (options, workload) = (self.options, self.workload);
         let mut clusters = HashMap::new();
         let mut diagnostics = Vec::new();
         let mut compiled: Vec<(u16, Routes)> = Vec::new();
@@ -311,7 +433,7 @@ impl Clusters<'_> {
             let context = CompileContext {
                 namespace: &workload.namespace,
                 labels: &workload.labels,
-                cluster_domain: &store.options().cluster_domain,
+                cluster_domain: &options.cluster_domain,
                 host: outbound.host(),
                 port,
                 resolve: &resolve,
@@ -339,9 +461,7 @@ impl Clusters<'_> {
         subset: &str,
     ) -> Result<Arc<Cluster>, Failure> {
         let unknown = |why: String| Failure::new(FailureCode::UnknownSubset).detail(why);
-        let outbound = self
-            .store
-            .outbound(self.workload, host)
+        let outbound = (self.find)(host)
             .ok_or_else(|| unknown(format!("no service is called {host}")))?;
         let service = outbound.service().ok_or_else(|| unknown(format!("no service is called {host}")))?;
         let port = match (port, &*service.ports) {

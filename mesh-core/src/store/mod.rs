@@ -98,6 +98,14 @@ pub struct Store {
 /// A namespace, and the namespace and name of its Sidecar.
 type ScopeKey = (Arc<str>, String, String);
 
+impl StoreOptions {
+    /// The full names that a caller in `namespace` may mean by a name, in the order in which they are looked
+    /// for: the name itself, then the service that it is a short form of.
+    pub fn full_names(&self, called: &str, namespace: &str) -> Vec<String> {
+        hosts::candidates(called, namespace, &self.cluster_domain)
+    }
+}
+
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
@@ -183,12 +191,6 @@ impl Store {
     /// `reviews.NAMESPACE.svc.cluster.local`, and what holds a dot stays as it is.
     pub fn fqdn(&self, host: &str, namespace: &str) -> String {
         hosts::fqdn(host, namespace, &self.options.cluster_domain)
-    }
-
-    /// The full names that a caller in `namespace` may mean by a name, in the order in which they are looked
-    /// for: the name itself, then the service that it is a short form of.
-    pub fn full_names(&self, called: &str, namespace: &str) -> Vec<String> {
-        hosts::candidates(called, namespace, &self.options.cluster_domain)
     }
 
     /// The Sidecar of `workload`: that of its namespace which selects it, else its namespace's, else the

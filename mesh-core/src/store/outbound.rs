@@ -141,7 +141,7 @@ impl Outbound {
     }
 
     /// The hosts that the VirtualService leads to, mirrors included, in full or as they are written (see
-    /// [`Store::full_names`]); each once.
+    /// [`StoreOptions::full_names`]); each once.
     pub fn destinations(&self, options: &StoreOptions) -> Vec<String> {
         let all = self.routes.iter().flat_map(|routes| routes.destinations(&options.cluster_domain));
         let mut all: Vec<String> = all.collect();

@@ -51,6 +51,7 @@ pub use backoff::Backoff;
 pub use bearer::{Bearer, InvalidToken};
 pub use counters::{ClientCounters, ClientCounts};
 pub use run::{BoxError, connect};
+pub use tonic::transport::Channel;
 pub use snapshot::{InvalidSnapshot, MAX_SNAPSHOT_BYTES};
 
 use crate::proto::discovery::Node;
@@ -296,6 +297,15 @@ impl Client {
         self.state().want(kind, name, false, Instant::now())?;
         self.shared.wake.notify_one();
         Ok(())
+    }
+
+    /// Whether there is something behind a name; `None` where that is not known, or it is not subscribed to.
+    pub fn exists(&self, kind: ResourceType, name: &str) -> Option<bool> {
+        match self.state().entry(kind, name)?.held {
+            Held::Content { .. } => Some(true),
+            Held::Absent(_) => Some(false),
+            Held::Asked | Held::Refused(_) => None,
+        }
     }
 
     /// Says that a name is used, if it is subscribed to.
