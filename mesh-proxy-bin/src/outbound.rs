@@ -156,8 +156,7 @@ impl Outbound {
 impl Service<Request<Body>> for Outbound {
     type Response = Response<ClientBody>;
     type Error = Infallible;
-    type Future =
-        Either<<Client as Service<Request<Body>>>::Future, Connect>;
+    type Future = Either<<Client as Service<Request<Body>>>::Future, Connect>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Service::<Request<Body>>::poll_ready(&mut self.client, cx)

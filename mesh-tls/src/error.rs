@@ -108,7 +108,9 @@ pub enum MaterialError {
         now: SystemTime,
     },
     /// The certificate is for somebody else.
-    #[error("the issued certificate is for {found}, and not for {expected}; compare the token's service account with the workload's")]
+    #[error(
+        "the issued certificate is for {found}, and not for {expected}; compare the token's service account with the workload's"
+    )]
     Stranger {
         /// Who it should be for.
         expected: String,

@@ -140,7 +140,8 @@ impl Issued {
     /// # Errors
     /// When it is too large, holds something else, or there are no roots.
     pub fn new(chain: &[String], key_pem: String, roots: Option<&str>) -> Result<Self, MaterialError> {
-        let bad = |reason: &str| MaterialError::Malformed { file: ANSWER.to_owned(), reason: reason.to_owned() };
+        let bad =
+            |reason: &str| MaterialError::Malformed { file: ANSWER.to_owned(), reason: reason.to_owned() };
         if chain.iter().map(String::len).sum::<usize>() > MAX_PEM {
             return Err(bad(&format!("it is larger than {MAX_PEM} bytes")));
         }
@@ -172,7 +173,10 @@ impl Issued {
             Pem::new(ANSWER_KEY, self.key_pem.as_bytes()),
         )?;
         if !expected.is(svid.id()) {
-            return Err(MaterialError::Stranger { expected: expected.to_string(), found: svid.id().to_string() });
+            return Err(MaterialError::Stranger {
+                expected: expected.to_string(),
+                found: svid.id().to_string(),
+            });
         }
         let roots = Pem::new(ANSWER_ROOTS, self.roots_pem.as_bytes());
         let bundle = TrustBundle::new().with_domain(expected.trust_domain.clone(), roots, clock.now())?;

@@ -52,11 +52,10 @@ impl NamedServer {
     /// When the name is none, or the roots cannot be used: the file is named.
     pub fn new(name: &str, roots: Pem<'_>, clock: &Clock) -> Result<Self, MaterialError> {
         let bad = |reason: String| MaterialError::Malformed { file: roots.name().to_owned(), reason };
-        let server = ServerName::try_from(name.to_owned())
-            .map_err(|_| MaterialError::Malformed {
-                file: "the control plane's address".to_owned(),
-                reason: format!("{name:?} is no DNS name and no address"),
-            })?;
+        let server = ServerName::try_from(name.to_owned()).map_err(|_| MaterialError::Malformed {
+            file: "the control plane's address".to_owned(),
+            reason: format!("{name:?} is no DNS name and no address"),
+        })?;
         let certificates = roots.certificates()?;
         if certificates.len() > MAX_ROOTS {
             return Err(bad(format!("it holds {} roots, more than {MAX_ROOTS}", certificates.len())));

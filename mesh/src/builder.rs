@@ -71,7 +71,9 @@ pub enum BuildError {
     #[error("the access log cannot be opened: {0}")]
     AccessLog(std::io::Error),
     /// A control plane tells what applies to a workload by its name.
-    #[error("with a control plane the workload has to be named: namespace and name of its Pod or WorkloadEntry")]
+    #[error(
+        "with a control plane the workload has to be named: namespace and name of its Pod or WorkloadEntry"
+    )]
     NoWorkload,
 }
 
@@ -208,8 +210,7 @@ impl MeshBuilder {
             let name = ServiceName::new("app", "app", "");
             Cluster::detached(key, name, ClusterSettings::default(), vec![EndpointSpec::plaintext(app)])
         });
-        let world =
-            World::new(self.options.clone(), self.workload.clone(), self.inbound_port, app.clone());
+        let world = World::new(self.options.clone(), self.workload.clone(), self.inbound_port, app.clone());
         let (cells, registry) = (world.out.cells(), Arc::clone(world.registry()));
         let clock = Clock::default();
 
@@ -229,8 +230,7 @@ impl MeshBuilder {
             _ => Source::start(&self.identity, cells.identity, clock),
         };
         let needs_identity = !matches!(source, Source::None(_));
-        let metrics =
-            Metrics::builder(cells.own).build_info("mesh-proxy", env!("CARGO_PKG_VERSION")).build();
+        let metrics = Metrics::builder(cells.own).build_info("mesh-proxy", env!("CARGO_PKG_VERSION")).build();
         let readiness = Readiness::new(cells.status, credentials.clone(), needs_identity);
         let own_metrics = OwnMetrics::default();
         let modes = cells.modes;

@@ -59,11 +59,7 @@ async fn files(mut world: World, directory: Option<Directory>, updates: Publishe
             changes.changed().await;
             let now = loaded.load_full();
             world.apply(&now);
-            tracing::info!(
-                generation = now.generation,
-                objects = now.objects.len(),
-                "configuration applied"
-            );
+            tracing::info!(generation = now.generation, objects = now.objects.len(), "configuration applied");
         }
     };
     tokio::join!(watch, apply);

@@ -461,8 +461,7 @@ impl Clusters<'_> {
         subset: &str,
     ) -> Result<Arc<Cluster>, Failure> {
         let unknown = |why: String| Failure::new(FailureCode::UnknownSubset).detail(why);
-        let outbound = (self.find)(host)
-            .ok_or_else(|| unknown(format!("no service is called {host}")))?;
+        let outbound = (self.find)(host).ok_or_else(|| unknown(format!("no service is called {host}")))?;
         let service = outbound.service().ok_or_else(|| unknown(format!("no service is called {host}")))?;
         let port = match (port, &*service.ports) {
             (Some(port), _) => service.port(port),

@@ -11,6 +11,7 @@
 mod authorization;
 mod carried;
 mod closed;
+mod control;
 mod demo;
 mod interception;
 mod interop;
@@ -19,6 +20,7 @@ mod limits;
 mod mtls;
 #[path = "../../src/original.rs"]
 mod original;
+mod plane;
 mod reload;
 mod resilience;
 mod rotation;

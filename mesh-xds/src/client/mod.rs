@@ -51,8 +51,8 @@ pub use backoff::Backoff;
 pub use bearer::{Bearer, InvalidToken};
 pub use counters::{ClientCounters, ClientCounts};
 pub use run::{BoxError, connect};
-pub use tonic::transport::Channel;
 pub use snapshot::{InvalidSnapshot, MAX_SNAPSHOT_BYTES};
+pub use tonic::transport::Channel;
 
 use crate::proto::discovery::Node;
 use crate::{InvalidName, Payload, ResourceType};

@@ -52,7 +52,8 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
         let invalid = || InvalidAddress(text.chars().take(256).collect());
         let uri: Uri = text.parse().map_err(|_| invalid())?;
-        let plain = uri.scheme_str() == Some("https") && matches!(uri.path(), "" | "/") && uri.query().is_none();
+        let plain =
+            uri.scheme_str() == Some("https") && matches!(uri.path(), "" | "/") && uri.query().is_none();
         let authority = uri.authority().filter(|_| plain).ok_or_else(invalid)?;
         if authority.as_str().contains('@') {
             return Err(invalid());
@@ -78,7 +79,11 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (host, port) = (&self.host, self.port);
-        if host.contains(':') { write!(f, "https://[{host}]:{port}") } else { write!(f, "https://{host}:{port}") }
+        if host.contains(':') {
+            write!(f, "https://[{host}]:{port}")
+        } else {
+            write!(f, "https://{host}:{port}")
+        }
     }
 }
 
@@ -176,7 +181,6 @@ async fn read(path: &Path, most: usize, what: &str) -> Result<Vec<u8>, BoxError>
     }
     Ok(bytes)
 }
-
 
 #[cfg(test)]
 mod tests {

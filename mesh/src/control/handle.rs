@@ -147,7 +147,8 @@ fn keep(client: &Client, state: Option<State>, delay: Duration) -> impl Future<O
             sleep(delay).await;
             changes.borrow_and_update();
             let (client, state) = (client.clone(), state.clone());
-            let kept = tokio::task::spawn_blocking(move || state.keep_configuration(&client.snapshot())).await;
+            let kept =
+                tokio::task::spawn_blocking(move || state.keep_configuration(&client.snapshot())).await;
             match kept {
                 Ok(Err(error)) if !told => {
                     told = true;

@@ -10,9 +10,9 @@ use mesh_xds::ca::{CertificateRequest, request_certificate};
 use mesh_xds::client::BoxError;
 use tokio::time::{sleep, timeout};
 
-use super::{ControlPlane, chain};
 use super::dial::Dialer;
 use super::state::State;
+use super::{ControlPlane, chain};
 
 /// How long is slept at most before the time of day is looked at again: it is what decides, and it may be set.
 const LOOK: Duration = Duration::from_secs(30);
@@ -116,7 +116,11 @@ impl ControlIdentity {
             Some((from, until)) => {
                 let life = until.duration_since(from).unwrap_or_default();
                 if left < life / ALARM {
-                    tracing::error!(failures, ?left, "the certificate EXPIRES SOON and cannot be renewed: {error}");
+                    tracing::error!(
+                        failures,
+                        ?left,
+                        "the certificate EXPIRES SOON and cannot be renewed: {error}"
+                    );
                 } else {
                     tracing::warn!(failures, ?left, "the certificate cannot be renewed yet: {error}");
                 }
@@ -142,9 +146,14 @@ mod tests {
     fn when_it_is_due() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let life = Some((at(1000), at(1120)));
-        for (now, draw, wait) in
-            [(1000, 0.0, 60), (1000, 1.0, 80), (1059, 0.0, 1), (1060, 0.0, 0), (2000, 0.5, 0), (900, 0.0, 160)]
-        {
+        for (now, draw, wait) in [
+            (1000, 0.0, 60),
+            (1000, 1.0, 80),
+            (1059, 0.0, 1),
+            (1060, 0.0, 0),
+            (2000, 0.5, 0),
+            (900, 0.0, 160),
+        ] {
             assert_eq!(due(life, at(now), draw), Duration::from_secs(wait), "{now} {draw}");
         }
         assert_eq!(due(None, at(0), 0.5), Duration::ZERO);

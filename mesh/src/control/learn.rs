@@ -172,7 +172,9 @@ impl Learn for OnDemand {
                 match ip {
                     None => this.named(&called).await,
                     // A virtual address is a name of its service; an endpoint's own is nobody's name.
-                    Some(ip) => this.addressed(ip.to_canonical()).await?.map(drop).ok_or_else(|| unknown(&called)),
+                    Some(ip) => {
+                        this.addressed(ip.to_canonical()).await?.map(drop).ok_or_else(|| unknown(&called))
+                    }
                 }
             };
             this.bounded(&called, asking).await

@@ -421,8 +421,8 @@ impl Inner {
             if !whole && !before {
                 return None;
             }
-            let touched = changed(name)
-                || (!slot.needs.is_empty() && each.closure(name).into_iter().any(&changed));
+            let touched =
+                changed(name) || (!slot.needs.is_empty() && each.closure(name).into_iter().any(&changed));
             // A name below a wildcard that cannot be asked for itself is served under that name alone.
             let own_name = known.outbound.host() == &**name;
             let domains = if own_name { known.outbound.domains().to_vec() } else { vec![Arc::clone(name)] };

@@ -57,10 +57,9 @@ impl Collector for Scrape {
         let help = "1 while there is a stream to the control plane.";
         gauge(e, "envoy_control_plane_connected_state", help, connected)?;
         if let Some(until) = self.credentials.load().not_after() {
-            let left = until.duration_since(SystemTime::now()).map_or_else(
-                |late| -late.duration().as_secs_f64(),
-                |left| left.as_secs_f64(),
-            );
+            let left = until
+                .duration_since(SystemTime::now())
+                .map_or_else(|late| -late.duration().as_secs_f64(), |left| left.as_secs_f64());
             // That of Istio's agent.
             let name = "istio_agent_cert_expiry_seconds";
             let help = "How long the certificate in force is still valid, in seconds.";
@@ -69,7 +68,11 @@ impl Collector for Scrape {
         }
         let counts = self.client.counters().read();
         for (name, help, count) in [
-            ("mesh_control_plane_connections", "Streams to the control plane that were opened.", counts.connected),
+            (
+                "mesh_control_plane_connections",
+                "Streams to the control plane that were opened.",
+                counts.connected,
+            ),
             (
                 "mesh_control_plane_connect_failures",
                 "Connections to the control plane that could not be made.",
@@ -83,7 +86,11 @@ impl Collector for Scrape {
             ),
             ("mesh_control_plane_resources", "Resources that the control plane sent.", counts.resources),
             ("mesh_control_plane_removals", "Removals that the control plane sent.", counts.removals),
-            ("mesh_hosts_forgotten", "Names that were not used any more, or named nothing.", counts.forgotten),
+            (
+                "mesh_hosts_forgotten",
+                "Names that were not used any more, or named nothing.",
+                counts.forgotten,
+            ),
             (
                 "mesh_first_calls",
                 "Calls that waited until their host was known.",
