@@ -70,6 +70,7 @@ features:
     cargo check --quiet -p tower-mesh-core --lib --features schema
     cargo check --quiet -p tower-mesh-core --lib --features kube
     cargo check --quiet -p tower-mesh-telemetry --lib --features otel
+    cargo check --quiet -p tower-mesh --lib --features control-plane
     cargo test --quiet -p tower-mesh-core -p tower-mesh-telemetry --all-features --lib
 
 # The tests that need outside programs: Envoy, promtool, openssl, Redis, wrk, nft, iptables. They are the ignored

@@ -21,7 +21,7 @@ use mesh_tls::{Clock, Credentials, TlsAccept, TlsConnect};
 pub use mesh_telemetry::access_log::Format as LogFormat;
 
 use crate::connect::MeshConnect;
-use crate::driver::{Driver, Follow};
+use crate::driver::{Driver, Files, Follow};
 use crate::identity::{IdentitySource, Source};
 use crate::learn::Learner;
 use crate::mesh::{Inner, Mesh};
@@ -286,7 +286,7 @@ fn files(
     };
     world.apply(&loaded);
     Ok(Begun {
-        follow: Follow::Files { world: Box::new(world), directory, updates: Publisher::new(loaded) },
+        follow: Follow::Files(Box::new(Files { world, directory, updates: Publisher::new(loaded) })),
         learner: None,
         issued: None,
         #[cfg(feature = "control-plane")]

@@ -29,40 +29,54 @@ pub struct Driver {
 /// What follows the configuration.
 pub(crate) enum Follow {
     /// A directory, or what was given in code and never changes.
-    Files { world: Box<World>, directory: Option<Directory>, updates: Publisher<Loaded> },
+    Files(Box<Files>),
     /// A control plane.
     #[cfg(feature = "control-plane")]
     ControlPlane(Box<crate::control::Follow>),
 }
 
+/// A directory with the world that is made of it.
+pub(crate) struct Files {
+    pub(crate) world: World,
+    pub(crate) directory: Option<Directory>,
+    pub(crate) updates: Publisher<Loaded>,
+}
+
 impl Follow {
     async fn run(self) {
         match self {
-            Self::Files { world, directory, updates } => files(*world, directory, updates).await,
+            Self::Files(files) => files.run().await,
             #[cfg(feature = "control-plane")]
             Self::ControlPlane(follow) => follow.run().await,
         }
     }
 }
 
-async fn files(mut world: World, directory: Option<Directory>, updates: Publisher<Loaded>) {
-    let loaded = updates.live();
-    let mut changes = loaded.changes();
-    let watch = async move {
-        match directory {
-            Some(directory) => directory.watch(updates).await,
-            None => std::future::pending().await,
-        }
-    };
-    let apply = async {
-        loop {
-            changes.changed().await;
-            let now = loaded.load_full();
-            world.apply(&now);
-            tracing::info!(generation = now.generation, objects = now.objects.len(), "configuration applied");
-        }
-    };
-    tokio::join!(watch, apply);
+impl Files {
+    async fn run(self) {
+        let Self { mut world, directory, updates } = self;
+        let loaded = updates.live();
+        let mut changes = loaded.changes();
+        let watch = async move {
+            match directory {
+                Some(directory) => directory.watch(updates).await,
+                None => std::future::pending().await,
+            }
+        };
+        let apply = async {
+            loop {
+                changes.changed().await;
+                let now = loaded.load_full();
+                world.apply(&now);
+                tracing::info!(
+                    generation = now.generation,
+                    objects = now.objects.len(),
+                    "configuration applied"
+                );
+            }
+        };
+        tokio::join!(watch, apply);
+    }
 }
 
 impl Driver {

@@ -99,3 +99,18 @@ fn a_forgotten_cluster_starts_anew() {
     assert!(!Arc::ptr_eq(&old, &cluster(&registry, vec![spec(1)])));
     assert_eq!(old.key().to_string(), "outbound|80||a.default.svc.cluster.local");
 }
+
+#[test]
+fn what_is_acquired_counts_as_use_until_it_is_asked() {
+    let service = ServiceName::new("a", "a", "");
+    let cluster =
+        Cluster::detached(ClusterKey::new("a", 80, ""), service, ClusterSettings::default(), Vec::new());
+    assert!(!cluster.take_used());
+    assert!(cluster.try_acquire(Gauge::Requests, 0).is_none());
+    assert!(!cluster.take_used(), "what is refused is no use");
+    let held = cluster.try_acquire(Gauge::Connections, 1).unwrap();
+    assert!(cluster.take_used() && cluster.take_used(), "as long as it is held");
+    drop(held);
+    drop(cluster.try_acquire(Gauge::Requests, 1));
+    assert!(cluster.take_used() && !cluster.take_used());
+}

@@ -354,3 +354,54 @@ async fn a_flood_of_hosts_is_bounded_and_others_are_served() {
     assert!(plane.names(Host).len() <= 1024 + 8, "{}", plane.names(Host).len());
     assert!(sidecar.metric("mesh_subscriptions", &[]).await <= (2 * 1024 + 32) as f64);
 }
+
+/// An embedding program, whose limits are its own: what is not used is let go of, what is used stays.
+#[tokio::test]
+async fn idle_hosts_are_let_go_of_and_first_calls_share_one_question() {
+    use mesh::control::ClientLimits;
+    use tower::ServiceExt;
+
+    let app = Backend::start("app").await;
+    // `reviews` leads to `ratings`, which nobody calls.
+    let route = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: r, namespace: default}\n\
+                 spec: {hosts: [reviews], http: [{route: [{destination: {host: ratings}}]}]}\n";
+    let hosts = ["reviews", "ratings", "idle"].map(|name| service(name, app.addr()));
+    let plane = Plane::start(&all(&[own(), all(&hosts), route.to_owned()])).await;
+    let control = mesh::ControlPlane {
+        client: ClientLimits {
+            idle: Duration::from_secs(5),
+            sweep: Duration::from_millis(200),
+            ..ClientLimits::default()
+        },
+        ..plane.control()
+    };
+    let built = mesh::Mesh::builder().workload("default", "web-1").control_plane(control).build();
+    let (mesh, driver) = built.unwrap();
+    let driver = tokio::spawn(driver.run());
+    mesh.readiness().ready().await;
+
+    let call = |host: &str| {
+        let request = http::Request::get(format!("http://{host}/"));
+        mesh.client().oneshot(request.body(mesh::core::body::Body::empty()).unwrap())
+    };
+    let many = (0..100).map(|_| call("reviews"));
+    for answer in futures_util::future::join_all(many).await {
+        assert_eq!(answer.unwrap().status(), 200);
+    }
+    assert_eq!(call("idle").await.unwrap().status(), 200);
+    assert!(plane.is_subscribed(Host, &full("idle")));
+    until_secs(PATIENCE, "the end of what is idle", async || {
+        assert_eq!(call("reviews").await.unwrap().status(), 200);
+        !plane.is_subscribed(Host, &full("idle")) && !plane.is_subscribed(Endpoints, &full("idle"))
+    })
+    .await;
+    for name in ["reviews", "ratings"] {
+        assert!(
+            plane.is_subscribed(Host, &full(name)) && plane.is_subscribed(Endpoints, &full(name)),
+            "{name}"
+        );
+    }
+    assert!(mesh.registry().all().iter().all(|cluster| *cluster.key().host != *full("idle")));
+    assert_eq!(call("idle").await.unwrap().status(), 200, "it is learnt again");
+    driver.abort();
+}

@@ -98,6 +98,16 @@ impl Plane {
             .flag("--service-account", ACCOUNT)
     }
 
+    /// As [`sidecar`](Self::sidecar), for a program that embeds the mesh; without state.
+    pub(crate) fn control(&self) -> mesh::ControlPlane {
+        let address = format!("https://localhost:{}", self.addr.port());
+        let (token, roots) = (self.file("token"), self.file("roots.pem"));
+        mesh::ControlPlane {
+            service_account: Some(ACCOUNT.into()),
+            ..mesh::ControlPlane::new(&address, token, roots).unwrap()
+        }
+    }
+
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.files.file(name)
     }

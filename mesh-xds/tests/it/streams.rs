@@ -47,6 +47,32 @@ async fn a_first_call_asks_and_changes_follow() {
 }
 
 #[tokio::test]
+async fn what_is_wanted_is_told_without_anybody_waiting() {
+    let world = World::new(ServerLimits::default());
+    world.set(Host, "a", host("a", 1));
+    world.set(Host, "b", host("bad", 1));
+    let proxy = Proxy::run(world.listen(Some(peer())).await);
+    let client = &proxy.client;
+    assert_eq!((client.exists(Host, "a"), client.last_error()), (None, None));
+    assert!(matches!(client.want(Host, "*"), Err(Unavailable::Name(_))));
+    client.touch(Host, "a"); // no subscription: nothing happens
+    for name in ["a", "b", "nobody"] {
+        client.want(Host, name).unwrap();
+    }
+    until("the answers", || client.exists(Host, "nobody").is_some() && client.exists(Host, "a").is_some())
+        .await;
+    assert_eq!((client.exists(Host, "a"), client.exists(Host, "nobody")), (Some(true), Some(false)));
+    until("the refusal", || client.verdicts().iter().any(|of| of.last_nack.is_some())).await;
+    assert_eq!(client.exists(Host, "b"), None, "what was refused is not known");
+    let verdict = client.verdicts().remove(0);
+    assert!(verdict.kind == Host && verdict.last_nack.unwrap().1.contains("Host b: it is bad"));
+
+    world.discovery.close();
+    until("the end", || client.last_error().is_some()).await;
+    assert!(client.last_error().unwrap().contains("another replica"), "{:?}", client.last_error());
+}
+
+#[tokio::test]
 async fn a_refusal_reaches_the_server_with_its_reason() {
     let world = World::new(ServerLimits::default());
     world.set(Host, "a", host("a", 1));

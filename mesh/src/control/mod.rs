@@ -31,6 +31,8 @@ mod sink;
 mod slots;
 mod state;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -494,7 +494,7 @@ impl Inner {
         let of_hosts = self.each.slots.values().filter_map(|slot| slot.resources.content()).flatten();
         let mut all: Vec<_> = own.resources.iter().chain(of_hosts).cloned().collect();
         all.retain(|object| seen.insert(object.reference()));
-        all.sort_by(|a, b| a.reference().cmp(&b.reference()));
+        all.sort_by_key(Object::reference);
         all.into()
     }
 
