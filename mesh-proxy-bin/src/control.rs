@@ -28,7 +28,7 @@ pub(crate) struct ControlArgs {
     state: Option<PathBuf>,
 
     /// The workload's service account: a certificate for another is refused [default: any of its namespace]
-    #[arg(long, value_name = "NAME", env = "SERVICE_ACCOUNT")]
+    #[arg(long, value_name = "NAME", env = "MESH_SERVICE_ACCOUNT")]
     service_account: Option<String>,
 }
 

@@ -71,6 +71,7 @@ pub(super) fn sidecar(
         field("NODE_NAME", "spec.nodeName"),
         field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
         text("MESH_WORKLOAD", "$(POD_NAMESPACE)/$(POD_NAME)"),
+        text("MESH_SERVICE_ACCOUNT", "$(SERVICE_ACCOUNT)"),
         text("MESH_CONTROLLER", &settings.controller),
         text("MESH_TOKEN", &format!("{TOKEN_DIR}/token")),
         text("MESH_CA_ROOT", &format!("{ROOT_DIR}/root-cert.pem")),
