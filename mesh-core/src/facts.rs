@@ -151,6 +151,8 @@ pub struct Connection {
     transport: Transport,
     peer: Option<Arc<PeerIdentity>>,
     peer_labels: Option<Arc<WorkloadLabels>>,
+    otherwise: Option<Arc<Cluster>>,
+    to_endpoint: bool,
 }
 
 /// Makes a [`Connection`].
@@ -266,6 +268,18 @@ impl Connection {
             .or_else(|| self.local_addr.map(LocalAddr::port))
     }
 
+    /// Where its requests go whose host nobody knows: where the connection was going by its address. `None`
+    /// refuses them.
+    pub fn otherwise(&self) -> Option<&Arc<Cluster>> {
+        self.otherwise.as_ref()
+    }
+
+    /// The endpoint of a service that the connection was going to by the endpoint's own address (a headless
+    /// service's, or a Pod's). Requests go to it wherever they are routed to a cluster that it belongs to.
+    pub fn called_endpoint(&self) -> Option<SocketAddr> {
+        self.original_dst.filter(|_| self.to_endpoint).map(|original| original.0)
+    }
+
     /// How the bytes arrive.
     pub fn transport(&self) -> &Transport {
         &self.transport
@@ -330,6 +344,18 @@ impl ConnectionBuilder {
     #[must_use]
     pub fn workload_port(mut self, port: u16) -> Self {
         self.0.workload_port = Some(port);
+        self
+    }
+    /// Sets where requests go whose host nobody knows.
+    #[must_use]
+    pub fn otherwise(mut self, cluster: Option<Arc<Cluster>>) -> Self {
+        self.0.otherwise = cluster;
+        self
+    }
+    /// Says that the original destination is the address of one endpoint of a service, not that of all.
+    #[must_use]
+    pub fn to_endpoint(mut self, is: bool) -> Self {
+        self.0.to_endpoint = is;
         self
     }
     /// Sets how the bytes arrive.

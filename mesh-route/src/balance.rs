@@ -3,7 +3,8 @@
 //! [`pick`] is the whole decision, without clock or randomness. [`Balance`] stands around it: it reads the
 //! cluster, makes a [`Dispatch`] and hands it on. Ejected endpoints are left out, unless so many are ejected
 //! that the cluster's `minHealthPercent` says to ignore that; endpoints that earlier tries went to are left
-//! out as long as others are there.
+//! out as long as others are there. A connection that was going to an endpoint by its own address
+//! ([`called_endpoint`](mesh_core::facts::Connection::called_endpoint)) stays with it.
 //!
 //! Readiness: passes through; may refuse (a refusal gives what `poll_ready` reserved back). Reads: the
 //! cluster of [`Facts::route`] (a balancer made with [`BalanceLayer::to`] needs no route),
@@ -34,6 +35,7 @@
 //! ```
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -41,7 +43,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use mesh_core::body::BoxError;
-use mesh_core::cluster::{Balance as How, Cluster, Dispatch, Endpoint, EndpointSet};
+use mesh_core::cluster::{Balance as How, Cluster, Dispatch, Endpoint, EndpointAddress, EndpointSet};
 use mesh_core::facts::Facts;
 use mesh_core::failure::{Failure, FailureCode};
 use pin_project_lite::pin_project;
@@ -169,6 +171,13 @@ pub fn pick<'a>(
             let any = Usable { reachable: false, tried: &[], ..usable };
             if tried.is_empty() { None } else { choose(set, how, draw, any) }
         })
+}
+
+/// The endpoint of `set` with this address: where a connection goes that was going to it, whatever is known
+/// of others.
+pub fn at(set: &EndpointSet, address: SocketAddr) -> Option<Arc<Endpoint>> {
+    let is = |e: &&Arc<Endpoint>| matches!(&e.key().address, EndpointAddress::Socket(a) if a.0 == address);
+    set.members().iter().find(is).map(Arc::clone)
 }
 
 fn choose<'a>(set: &'a EndpointSet, how: How, draw: Draw, usable: Usable<'_>) -> Option<&'a Arc<Endpoint>> {
@@ -317,6 +326,11 @@ impl<S> Balance<S> {
         let settings = cluster.load_settings();
         if let Some(failure) = &settings.refuse {
             return Err(failure.clone());
+        }
+        if let Some(called) = Facts::of(request).and_then(|facts| facts.connection().called_endpoint())
+            && let Some(endpoint) = at(&cluster.load_endpoints(), called)
+        {
+            return Ok((Arc::clone(cluster), endpoint));
         }
         let tried = request.extensions().get::<Attempt>().map(Attempt::tried).unwrap_or_default();
         let draw = Draw {

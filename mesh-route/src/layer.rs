@@ -6,7 +6,9 @@
 //! is drawn here, once, so that a retry stays on its subset.
 //!
 //! Readiness: may refuse (what readiness reserved is given back). Reads: the connection's addresses; an
-//! intercepted connection's original destination gives the service port. Writes: [`Facts::set_route`] (once
+//! intercepted connection's original destination gives the service port, and
+//! [`Connection::otherwise`](mesh_core::facts::Connection::otherwise) where requests go whose host nobody knows.
+//! Writes: [`Facts::set_route`] (once
 //! a request: a second router in the same stack sees its own decision only in what it forwards),
 //! [`Facts::set_failure`]; inserts [`Facts`] where there are none. Answers: `bad_request` 400,
 //! `unknown_host` 502, `no_route` 404, `unknown_subset` 503; redirects and fixed responses.
@@ -36,11 +38,12 @@
 use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header, uri};
-use mesh_core::facts::{Facts, OriginalDst};
+use mesh_core::facts::{Facts, MatchedRoute, OriginalDst};
 use mesh_core::failure::{Failure, FailureCode, is_grpc};
 use mesh_core::live::Live;
 use mesh_core::normal::{Authority, normal_path};
@@ -49,6 +52,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::matching::RequestView;
+use crate::policy::RoutePolicy;
+use crate::retry::RetryPolicy;
 use crate::rewrite::set_path;
 use crate::table::{Applied, RouteTable};
 
@@ -171,7 +176,7 @@ impl<S> Route<S> {
                     {
                         return Err(Box::new(UnknownHost { request, authority }));
                     }
-                    refused(&facts, failure, request.headers())
+                    otherwise(&facts, failure, request.headers())
                 }
             }
         };
@@ -210,6 +215,12 @@ impl<S> Route<S> {
     }
 }
 
+/// The route of requests to hosts that nobody knows: its name, and that nothing is tried again.
+static OTHERWISE: LazyLock<(Arc<str>, Arc<RoutePolicy>)> = LazyLock::new(|| {
+    let retry = RetryPolicy { attempts: 0, ..RetryPolicy::default() };
+    ("otherwise".into(), Arc::new(RoutePolicy { retry, ..RoutePolicy::default() }))
+});
+
 enum Decided<R> {
     Forward(Option<Applied>),
     Answer(Response<R>),
@@ -223,11 +234,24 @@ fn decide<A, R: Default + From<Bytes>>(
 ) -> Decided<R> {
     match route(table, request, facts, draw) {
         Ok(decided) => decided,
-        Err(failure) => refused(facts, failure, request.headers()),
+        Err(failure) => otherwise(facts, failure, request.headers()),
     }
 }
 
-fn refused<R: Default + From<Bytes>>(facts: &Facts, failure: Failure, headers: &HeaderMap) -> Decided<R> {
+/// What becomes of a request that cannot be routed: one whose host nobody knows goes where its connection was
+/// going, if it may; any other is answered.
+fn otherwise<R: Default + From<Bytes>>(facts: &Facts, failure: Failure, headers: &HeaderMap) -> Decided<R> {
+    if failure.code() == FailureCode::UnknownHost
+        && let Some(cluster) = facts.connection().otherwise()
+    {
+        facts.set_route(MatchedRoute {
+            resource: None,
+            name: Arc::clone(&OTHERWISE.0),
+            cluster: Some(Arc::clone(cluster)),
+            policy: Arc::clone(&OTHERWISE.1) as _,
+        });
+        return Decided::Forward(None);
+    }
     facts.set_failure(failure.clone());
     Decided::Answer(failure.response(is_grpc(headers)))
 }

@@ -250,3 +250,28 @@ async fn a_refusal_gives_the_permit_back() {
     assert!(other.is_woken());
     assert!(other.poll_ready().is_ready());
 }
+
+#[tokio::test]
+async fn a_connection_to_an_endpoints_own_address_stays_with_it() {
+    let specs = (1..=5).map(|i| EndpointSpec::plaintext(format!("10.0.0.{i}:80").parse().unwrap())).collect();
+    let cluster = cluster(specs, ClusterSettings::default());
+    let echo = tower::service_fn(|dispatch: Dispatch<()>| async move {
+        Ok::<_, Failure>(Response::new(dispatch.endpoint.key().address.to_string()))
+    });
+    let service = BalanceLayer::to(cluster).layer(echo);
+    let ask = async |to_endpoint: bool, dst: &str| {
+        let connection =
+            mesh_core::facts::Connection::builder().original_dst(dst.parse().unwrap()).to_endpoint(to_endpoint);
+        let mut request = Request::new(());
+        Facts::new(connection.build()).insert(&mut request);
+        service.clone().oneshot(request).await.unwrap().into_body()
+    };
+    let mut others = std::collections::HashSet::new();
+    for _ in 0..50 {
+        assert_eq!(ask(true, "10.0.0.3:80").await, "10.0.0.3:80");
+        others.insert(ask(false, "10.0.0.3:80").await);
+        // An endpoint that has gone leaves its callers to the others.
+        others.insert(ask(true, "10.0.0.9:80").await);
+    }
+    assert!(others.len() > 1, "{others:?}");
+}

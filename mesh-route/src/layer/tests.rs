@@ -3,6 +3,7 @@ use std::sync::LazyLock;
 
 use http::{Method, StatusCode};
 use http_body_util::Full;
+use mesh_core::cluster::{ClusterKey, ClusterSettings};
 use mesh_core::facts::Connection;
 use mesh_core::live;
 use proptest::prelude::*;
@@ -186,6 +187,31 @@ async fn the_original_destination_gives_the_port() {
     facts.clone().insert(&mut asked);
     send(asked, zero).await;
     assert_eq!(facts.route().unwrap().cluster.as_ref().unwrap().key().port, 80);
+}
+
+#[tokio::test]
+async fn what_nobody_knows_goes_where_the_connection_was_going() {
+    let key = ClusterKey::new("PassthroughCluster", 80, "");
+    let name = mesh_core::cluster::ServiceName::new("", "PassthroughCluster", "");
+    let out = mesh_core::cluster::Cluster::detached(key, name, ClusterSettings::default(), vec![]);
+    let open = Connection::builder().original_dst("10.0.0.1:80".parse().unwrap()).otherwise(Some(out)).build();
+    for (host, connection, cluster, code) in [
+        ("example.com", Some(&open), "PassthroughCluster", None),
+        ("multi:8081", Some(&open), "multi.default.svc.cluster.local", None),
+        ("a b", Some(&open), "", Some(FailureCode::BadRequest)),
+        ("example.com", None, "", Some(FailureCode::UnknownHost)),
+    ] {
+        let mut asked = request("GET /", &[("host", host)]);
+        let facts = connection.map_or_else(Facts::default, |c| Facts::new(Arc::clone(c)));
+        facts.clone().insert(&mut asked);
+        send(asked, zero).await;
+        assert_eq!(facts.failure().map(Failure::code), code, "{host}");
+        let found = facts.route().and_then(|r| r.cluster.as_ref()).map_or("", |c| &*c.key().host);
+        assert_eq!(found, cluster, "{host}");
+        if cluster == "PassthroughCluster" {
+            assert_eq!(RoutePolicy::of(&facts).unwrap().retry.attempts, 0);
+        }
+    }
 }
 
 #[tokio::test]
