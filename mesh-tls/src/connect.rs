@@ -16,6 +16,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -29,7 +30,7 @@ use mesh_core::identity::SpiffeId;
 use mesh_core::live::Live;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
@@ -45,6 +46,11 @@ use crate::verify::leaf_error_in;
 /// How long connecting may take, handshake included, unless the call says otherwise: the default of a
 /// DestinationRule's `connectTimeout`.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The source of connections that a sidecar hands to the application of its own pod: redirection leaves them
+/// alone, so that they do not come back. Istio's, too.
+pub const HANDOVER_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
+/// The same in IPv6.
+pub const HANDOVER_V6: Ipv6Addr = Ipv6Addr::LOCALHOST;
 
 /// Where to connect to, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +63,8 @@ pub struct ConnectTo {
     pub alpn: MeshAlpn,
     /// How long it may take, handshake included.
     pub timeout: Duration,
+    /// Whether it is handed to the application of this pod: from [`HANDOVER_V4`] or [`HANDOVER_V6`].
+    pub handover: bool,
 }
 
 /// A connection, and who has answered.
@@ -192,7 +200,13 @@ pub fn admits(expect: &Expect, found: &SpiffeId, own: &SpiffeId) -> bool {
 impl ConnectTo {
     /// Plaintext HTTP/1.1 to `address`, within [`CONNECT_TIMEOUT`].
     pub const fn new(address: EndpointAddress) -> Self {
-        Self { address, tls: UpstreamTls::Plaintext, alpn: MeshAlpn::Http1, timeout: CONNECT_TIMEOUT }
+        Self {
+            address,
+            tls: UpstreamTls::Plaintext,
+            alpn: MeshAlpn::Http1,
+            timeout: CONNECT_TIMEOUT,
+            handover: false,
+        }
     }
 
     /// As [`new`](Self::new), for an address.
@@ -214,12 +228,29 @@ impl ConnectTo {
         self
     }
 
+    /// Sets that it is handed to the application of this pod.
+    #[must_use]
+    pub const fn handover(mut self, is: bool) -> Self {
+        self.handover = is;
+        self
+    }
+
     /// Sets how long it may take, handshake included.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
+}
+
+/// Connects to an application of this pod, from the address that redirection leaves alone.
+async fn hand_over(to: SocketAddr) -> io::Result<TcpStream> {
+    let (socket, from) = match to {
+        SocketAddr::V4(_) => (TcpSocket::new_v4()?, IpAddr::from(HANDOVER_V4)),
+        SocketAddr::V6(_) => (TcpSocket::new_v6()?, IpAddr::from(HANDOVER_V6)),
+    };
+    socket.bind(SocketAddr::new(from, 0))?;
+    socket.connect(to).await
 }
 
 fn told(address: &EndpointAddress) -> String {
@@ -239,6 +270,7 @@ impl TlsConnect {
         let deadline = Instant::now() + to.timeout;
         let dial = async {
             match &to.address {
+                EndpointAddress::Socket(addr) if to.handover => hand_over(addr.0).await,
                 EndpointAddress::Socket(addr) => TcpStream::connect(addr.0).await,
                 EndpointAddress::Name(name, port) => TcpStream::connect((&**name, *port)).await,
             }

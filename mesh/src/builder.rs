@@ -20,11 +20,13 @@ use mesh_tls::{Clock, Credentials, TlsAccept, TlsConnect};
 
 pub use mesh_telemetry::access_log::Format as LogFormat;
 
+use crate::apps::AppClusters;
 use crate::connect::MeshConnect;
 use crate::driver::{Driver, Files, Follow};
 use crate::identity::{IdentitySource, Source};
 use crate::learn::Learner;
 use crate::mesh::{Inner, Mesh};
+use crate::outgoing::UnknownDestinations;
 use crate::stats::OwnMetrics;
 use crate::status::Readiness;
 use crate::validate::validate;
@@ -53,6 +55,7 @@ pub struct MeshBuilder {
     identity: IdentitySource,
     inbound_port: Option<u16>,
     app: Option<SocketAddr>,
+    redirected: Option<UnknownDestinations>,
     access_log: (AccessLogTo, LogFormat),
     detect_timeout: Duration,
     shards: usize,
@@ -87,6 +90,7 @@ impl Default for MeshBuilder {
             identity: IdentitySource::None,
             inbound_port: None,
             app: None,
+            redirected: None,
             access_log: (AccessLogTo::Off, LogFormat::Json),
             detect_timeout: DETECT_TIMEOUT,
             shards: 1,
@@ -174,6 +178,15 @@ impl MeshBuilder {
         self
     }
 
+    /// The workload's connections are redirected here: calls to it are handed over at the address and port that
+    /// they were going to ([`Mesh::apps`]), its own go where they were going ([`Mesh::outgoing`]), and `unknown`
+    /// says what becomes of those to what the mesh does not know, unless a Sidecar does.
+    #[must_use]
+    pub fn redirected(mut self, unknown: UnknownDestinations) -> Self {
+        self.redirected = Some(unknown);
+        self
+    }
+
     /// Where the access log goes, and its form. Default: nowhere.
     #[must_use]
     pub fn access_log(mut self, to: AccessLogTo, format: LogFormat) -> Self {
@@ -210,7 +223,14 @@ impl MeshBuilder {
             let name = ServiceName::new("app", "app", "");
             Cluster::detached(key, name, ClusterSettings::default(), vec![EndpointSpec::plaintext(app)])
         });
-        let world = World::new(self.options.clone(), self.workload.clone(), self.inbound_port, app.clone());
+        let apps = self.redirected.map(|_| Arc::new(AppClusters::default()));
+        let world = World::new(
+            self.options.clone(),
+            self.workload.clone(),
+            self.inbound_port,
+            app.clone(),
+            apps.clone(),
+        );
         let (cells, registry) = (world.out.cells(), Arc::clone(world.registry()));
         let clock = Clock::default();
 
@@ -243,12 +263,15 @@ impl MeshBuilder {
             own_metrics: own_metrics.clone(),
             accept: TlsAccept::new(credentials.clone(), modes.clone()).detect_timeout(self.detect_timeout),
             pool: Pool::new(MeshConnect::new(credentials.clone())).shards(self.shards),
+            apps_pool: Pool::new(MeshConnect::new(credentials.clone()).handing_over()).shards(self.shards),
             connect: TlsConnect::new(credentials.clone()),
             modes,
             credentials,
             metrics,
             access_log,
             app,
+            apps: apps.unwrap_or_default(),
+            unknown_destinations: self.redirected.unwrap_or_default(),
             inbound_port: self.inbound_port,
             learner: begun.learner,
             #[cfg(feature = "control-plane")]

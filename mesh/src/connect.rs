@@ -18,7 +18,10 @@ use tower_service::Service;
 /// Readiness: always ready. Errors: a [`Failure`] of code `connect_failed`, `tls_failed` or
 /// `identity_mismatch`.
 #[derive(Debug, Clone)]
-pub struct MeshConnect(TlsConnect);
+pub struct MeshConnect {
+    tls: TlsConnect,
+    handover: bool,
+}
 
 type Outcome = Result<Connected<MaybeTls<TcpStream>>, Failure>;
 
@@ -29,7 +32,14 @@ pub struct ConnectFuture(Pin<Box<dyn Future<Output = Outcome> + Send>>);
 impl MeshConnect {
     /// Connects under the identity in force.
     pub const fn new(credentials: Live<Credentials>) -> Self {
-        Self(TlsConnect::new(credentials))
+        Self { tls: TlsConnect::new(credentials), handover: false }
+    }
+
+    /// The same for connections to the applications of a pod whose connections are redirected.
+    #[must_use]
+    pub const fn handing_over(mut self) -> Self {
+        self.handover = true;
+        self
     }
 }
 
@@ -48,8 +58,10 @@ impl Service<ConnectTo> for MeshConnect {
             HttpVersion::Carried => MeshAlpn::Carried,
             HttpVersion::Http2 => MeshAlpn::Http2,
         };
-        let to = mesh_tls::ConnectTo::new(to.address).tls(to.tls).alpn(alpn).timeout(to.timeout);
-        let connecting = self.0.call(to);
+        let timeout = to.timeout;
+        let to = mesh_tls::ConnectTo::new(to.address).tls(to.tls).alpn(alpn);
+        let to = to.timeout(timeout).handover(self.handover);
+        let connecting = self.tls.call(to);
         ConnectFuture(Box::pin(async move {
             let connected = connecting.await?;
             Ok(Connected {

@@ -33,7 +33,7 @@ pub(crate) trait Learn: Send + Sync {
 }
 
 /// What stands behind an IP address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct LearntAddress {
     /// The hosts in full, the one that decides first.

@@ -33,6 +33,7 @@
 //! # }
 //! ```
 
+pub mod apps;
 mod bodies;
 mod builder;
 mod check;
@@ -47,6 +48,7 @@ mod hosts;
 mod identity;
 mod learn;
 mod mesh;
+pub mod outgoing;
 mod peers;
 pub mod serve;
 pub mod server;

@@ -25,9 +25,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service;
 
 use crate::MeshBuilder;
+use crate::apps::{AppClusters, Apps};
 use crate::client::{AppService, Client};
 use crate::connect::MeshConnect;
 use crate::learn::{Learner, LearntAddress};
+use crate::outgoing::UnknownDestinations;
 use crate::server::ServerLayer;
 use crate::stats::OwnMetrics;
 use crate::status::Readiness;
@@ -54,8 +56,11 @@ pub(crate) struct Inner {
     pub(crate) access_log: AccessLog,
     pub(crate) accept: TlsAccept,
     pub(crate) pool: Pool<MeshConnect>,
+    pub(crate) apps_pool: Pool<MeshConnect>,
     pub(crate) connect: TlsConnect,
     pub(crate) app: Option<Arc<Cluster>>,
+    pub(crate) apps: Arc<AppClusters>,
+    pub(crate) unknown_destinations: UnknownDestinations,
     pub(crate) inbound_port: Option<u16>,
     pub(crate) learner: Learner,
     #[cfg(feature = "control-plane")]
@@ -124,6 +129,12 @@ impl Mesh {
             Some(learner) => learner.address(ip.to_canonical()).await,
             None => Ok(None),
         }
+    }
+
+    /// The applications of this workload that redirected calls are handed to, each where the call was going.
+    pub fn apps(&self, shard: usize) -> Apps {
+        let pool = self.0.apps_pool.clone().with_shard(shard);
+        Apps::new(Arc::clone(&self.0.apps), self.server_layer(), pool)
     }
 
     fn telemetry(&self) -> TelemetryLayer {
@@ -231,6 +242,7 @@ impl Mesh {
     /// few seconds.
     pub(crate) fn sweep(&self) {
         self.0.pool.sweep(tokio::time::Instant::now());
+        self.0.apps_pool.sweep(tokio::time::Instant::now());
     }
 }
 

@@ -1,6 +1,7 @@
 //! Connections whose bytes are not looked into, to a host of the mesh.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_core::cluster::{Cluster, Endpoint, Gauge, InFlight, Outcome, Permit};
@@ -9,7 +10,8 @@ use mesh_core::facts::{Connection, Facts, MatchedRoute, Upstream};
 use mesh_core::failure::{Failure, FailureCode};
 use mesh_core::normal::Authority;
 use mesh_core::protocol::Protocol;
-use mesh_route::balance::{Draw, note_unreachable, pick};
+use mesh_core::store::{Outbound, ServicePort};
+use mesh_route::balance::{Draw, at, note_unreachable, pick};
 use mesh_route::policy::RoutePolicy;
 use mesh_route::table::DEFAULT_PORT;
 use mesh_telemetry::ConnectionRecord;
@@ -20,6 +22,7 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::mesh::Mesh;
+use crate::world::View;
 
 /// How many endpoints are tried before a connection is given up. Envoy's `max_connect_attempts` is 1; a
 /// connection that was never made can be made elsewhere without harm.
@@ -32,6 +35,10 @@ pub struct TcpTarget {
     protocol: Protocol,
     /// The VirtualService that chose it.
     resource: Option<ResourceRef>,
+    /// The one endpoint that was called by its own address.
+    only: Option<SocketAddr>,
+    /// Whether it is the application of this pod.
+    handover: bool,
 }
 
 /// A connection to an endpoint, and what it counts as.
@@ -51,6 +58,15 @@ pub struct Held {
 }
 
 impl TcpTarget {
+    pub(crate) fn new(cluster: Arc<Cluster>, protocol: Protocol) -> Self {
+        Self { cluster, protocol, resource: None, only: None, handover: false }
+    }
+
+    /// The same, and there the endpoint with this address, as long as it is one of the cluster's.
+    pub(crate) fn to_endpoint(self, address: SocketAddr) -> Self {
+        Self { only: Some(address), ..self }
+    }
+
     /// Whether the port is declared to carry something that is not looked into.
     pub fn is_opaque(&self) -> bool {
         self.protocol.is_opaque()
@@ -82,12 +98,27 @@ impl Mesh {
             let port = authority.port().unwrap_or(DEFAULT_PORT);
             unknown(format!("{} has no port {port}", outbound.host()))
         })?;
+        self.target_of(&view, &outbound, port)
+    }
+
+    /// Where a connection to a port of a host goes, by the routes of that.
+    pub(crate) fn target_of(
+        &self,
+        view: &View,
+        outbound: &Outbound,
+        port: &ServicePort,
+    ) -> Result<TcpTarget, Failure> {
         let routes = view.tcp.get(outbound.host()).into_iter().flatten();
         if let Some((_, routes)) = routes.into_iter().find(|(number, _)| *number == port.number) {
             let cluster = Arc::clone(routes.route(fastrand::u64(..))?);
             let resource = routes.resource().cloned();
-            return Ok(TcpTarget { cluster, protocol: port.protocol, resource });
+            return Ok(TcpTarget { resource, ..TcpTarget::new(cluster, port.protocol) });
         }
+        Ok(self.direct(outbound, port))
+    }
+
+    /// The service's own cluster, whatever its routes say.
+    pub(crate) fn direct(&self, outbound: &Outbound, port: &ServicePort) -> TcpTarget {
         let key = outbound.cluster_key(port.number, "");
         let cluster = self.0.registry.get(&key).unwrap_or_else(|| {
             let policy = outbound.effective_policy(port.number, "");
@@ -95,7 +126,7 @@ impl Mesh {
             let endpoints = outbound.endpoints(port.number, "");
             self.0.registry.cluster(&key, &outbound.service_name(), settings, endpoints)
         });
-        Ok(TcpTarget { cluster, protocol: port.protocol, resource: None })
+        TcpTarget::new(cluster, port.protocol)
     }
 
     /// Connects to an endpoint of `target`: mTLS and identity check, connection limit, ejections. Writes the
@@ -129,8 +160,9 @@ impl Mesh {
                 let draw = Draw { random: fastrand::u64(..), turn: cluster.next_turn() };
                 let health = settings.outlier.as_ref().map_or(0, |o| o.min_health_percent);
                 let set = cluster.load_endpoints();
-                let found =
-                    pick(&set, settings.balance, health, &tried, draw, Instant::now()).map(Arc::clone);
+                let found = target.only.and_then(|only| at(&set, only)).or_else(|| {
+                    pick(&set, settings.balance, health, &tried, draw, Instant::now()).map(Arc::clone)
+                });
                 found.ok_or_else(|| {
                     Failure::new(FailureCode::NoHealthyEndpoint)
                         .detail(format!("{} has no endpoint that may be used", cluster.key()))
@@ -141,6 +173,7 @@ impl Mesh {
             let to = ConnectTo::new(endpoint.key().address.clone())
                 .tls(endpoint.key().tls.clone())
                 .alpn(MeshAlpn::Tcp)
+                .handover(target.handover)
                 .timeout(settings.connect_timeout);
             match self.0.connect.clone().call(to).await {
                 Ok(connected) => {
@@ -178,8 +211,17 @@ impl Mesh {
         let Some(app) = &self.0.app else {
             return Err(Failure::new(FailureCode::Internal).detail("no application was given"));
         };
-        self.dial(&TcpTarget { cluster: Arc::clone(app), protocol: Protocol::Tcp, resource: None }, facts)
-            .await
+        self.dial(&TcpTarget::new(Arc::clone(app), Protocol::Tcp), facts).await
+    }
+
+    /// Connects to an application of this pod that redirected connections go to, for bytes that are not looked
+    /// into: from the address that redirection leaves alone.
+    ///
+    /// # Errors
+    /// It cannot be reached, or the limit of its service's DestinationRule is reached.
+    pub async fn hand_over(&self, app: &Arc<Cluster>, facts: &Facts) -> Result<Dialed, Failure> {
+        let target = TcpTarget { handover: true, ..TcpTarget::new(Arc::clone(app), Protocol::Tcp) };
+        self.dial(&target, facts).await
     }
 
     /// The record of a connection whose bytes are carried: metrics while it is open, a log line at its end.

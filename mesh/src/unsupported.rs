@@ -1,7 +1,7 @@
 //! Resources of which the mesh does little yet: what has no effect is said.
 
 use mesh_core::diagnostic::{Diagnostic, Effect};
-use mesh_core::resource::sidecar::{CaptureMode, OutboundTrafficPolicyMode};
+use mesh_core::resource::sidecar::CaptureMode;
 use mesh_core::resource::{Object, Resource, Sidecar, Telemetry};
 
 /// What is not done of a Telemetry or a Sidecar.
@@ -60,11 +60,6 @@ fn of_sidecar(sidecar: &Resource<Sidecar>) -> Vec<Diagnostic> {
             found.push(no_effect(format!("spec.egress[{i}]"), message));
         }
     }
-    if spec.outbound_traffic_policy.as_ref().is_some_and(|p| p.mode == OutboundTrafficPolicyMode::AllowAny) {
-        let message =
-            "ALLOW_ANY is not supported yet; a host that nobody knows is answered with unknown_host";
-        found.push(no_effect("spec.outboundTrafficPolicy.mode", message));
-    }
     if spec.outbound_traffic_policy.as_ref().is_some_and(|p| p.egress_proxy.is_some()) {
         let message = "an egress proxy is not supported yet; leave it out";
         let field = "spec.outboundTrafficPolicy.egressProxy";
@@ -82,12 +77,7 @@ mod tests {
         use Effect::{NoEffect, NotApplied};
         let table = [
             ("networking.istio.io/v1", "Sidecar", "{egress: [{hosts: ['./*']}]}", None),
-            (
-                "networking.istio.io/v1",
-                "Sidecar",
-                "{outboundTrafficPolicy: {mode: ALLOW_ANY}}",
-                Some(("spec.outboundTrafficPolicy.mode", NoEffect)),
-            ),
+            ("networking.istio.io/v1", "Sidecar", "{outboundTrafficPolicy: {mode: ALLOW_ANY}}", None),
             (
                 "networking.istio.io/v1",
                 "Sidecar",

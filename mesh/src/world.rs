@@ -27,8 +27,10 @@ use mesh_route::table::{
 use mesh_telemetry::OwnWorkload;
 use mesh_tls::modes::TlsModes;
 
+use crate::apps::AppClusters;
 use crate::builder::tell;
 use crate::hosts::Hosts;
+use crate::outgoing::{self, Addresses};
 use crate::status::ConfigurationStatus;
 use crate::{destination, peers};
 
@@ -57,12 +59,23 @@ pub(crate) struct View {
     pub(crate) tcp: Arc<TcpTable>,
     /// What telemetry says of the workloads of each account.
     pub(crate) peers: Arc<OnceLock<HashMap<SpiffeId, Arc<WorkloadLabels>>>>,
+    /// What stands behind addresses, once somebody has asked; found out here only where everything is known.
+    pub(crate) addresses: Arc<OnceLock<Addresses>>,
 }
 
 impl View {
     /// What telemetry says of who has that identity. Found out for all when it is asked first.
     pub(crate) fn peer(&self, id: &SpiffeId) -> Option<&Arc<WorkloadLabels>> {
         self.peers.get_or_init(|| peers::labels(self.hosts.workloads())).get(id)
+    }
+
+    /// What stands behind addresses: looked for when it is first asked, since few proxies do. Nothing where
+    /// addresses are learnt one by one.
+    pub(crate) fn addresses(&self) -> &Addresses {
+        self.addresses.get_or_init(|| match (&self.workload, &self.hosts) {
+            (Some(workload), Hosts::Whole(store)) => outgoing::addresses(store, workload),
+            _ => Addresses::new(),
+        })
     }
 }
 
@@ -74,6 +87,7 @@ pub(crate) struct World {
     inbound_port: Option<u16>,
     registry: Arc<Registry>,
     app: Option<Arc<Cluster>>,
+    apps: Option<Arc<AppClusters>>,
     hosts: HashMap<Arc<str>, KnownHost>,
     pub(crate) out: Published,
 }
@@ -132,6 +146,7 @@ impl World {
         wanted: Wanted,
         inbound_port: Option<u16>,
         app: Option<Arc<Cluster>>,
+        apps: Option<Arc<AppClusters>>,
     ) -> Self {
         Self {
             options,
@@ -139,6 +154,7 @@ impl World {
             inbound_port,
             registry: Arc::new(Registry::new()),
             app,
+            apps,
             hosts: HashMap::new(),
             out: Published {
                 routes: Publisher::new(RouteTable::default()),
@@ -186,6 +202,7 @@ impl World {
         let view = View {
             tcp: self.tcp(),
             peers: Arc::default(),
+            addresses: Arc::default(),
             hosts: Hosts::Whole(store),
             inbound: Some(inbound),
             objects: loaded.objects.clone().into(),
@@ -212,6 +229,9 @@ impl World {
         self.out.own.publish_if_changed(self.own(workload, &inbound));
         if let (Some(app), Some(port)) = (&self.app, self.own_port(&inbound)) {
             app.publish_settings(app_settings(port));
+        }
+        if let Some(apps) = &self.apps {
+            apps.declare(&inbound);
         }
         self.out.identity.publish_if_changed(workload.identity.clone());
         inbound
@@ -255,8 +275,13 @@ impl World {
     }
 
     fn own(&self, workload: &Workload, inbound: &Inbound) -> OwnWorkload {
+        let labels = (*workload.telemetry).clone();
+        if self.apps.is_some() {
+            let ports = inbound.ports.iter().map(|p| (p.workload_port, p.service.service_name()));
+            return OwnWorkload { labels, service: None, ports: ports.collect() };
+        }
         let service = self.own_port(inbound).map(|p| p.service.service_name());
-        OwnWorkload { labels: (*workload.telemetry).clone(), service }
+        OwnWorkload { labels, service, ports: Vec::new() }
     }
 
     /// The port at which calls arrive; without one the first service's first.
@@ -361,7 +386,7 @@ fn modes(found: &PeerAuthentications) -> TlsModes {
 
 /// How the application is spoken to: a service's own DestinationRule limits its workloads, too. What it says
 /// of TLS, and of leaving endpoints out, is for callers.
-fn app_settings(port: &InboundPort) -> ClusterSettings {
+pub(crate) fn app_settings(port: &InboundPort) -> ClusterSettings {
     let mut policy = port.policy.effective(port.service_port.number, "");
     policy.outlier_detection = None;
     policy.refuse = None;

@@ -1,13 +1,13 @@
 //! What applies to calls from a workload to a host.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::destination::{EffectivePolicy, HostPolicy};
 use super::endpoints::{Backend, in_subset};
 use super::hosts::{candidates, covers, short_forms};
 use super::index::{Routes, same};
-use super::services::{ServiceData, ServiceInfo};
+use super::services::{ServiceData, ServiceInfo, ServicePort};
 use super::visibility::Scope;
 use super::workloads::{Workload, WorkloadAddress};
 use super::{Store, StoreOptions};
@@ -224,6 +224,28 @@ impl Outbound {
     /// caller. A wildcard ServiceEntry without endpoints has none here: the name that is called is one.
     pub fn backends(&self) -> &[Backend] {
         self.service.as_ref().map_or(&[], |service| &service.backends)
+    }
+
+    /// The IP addresses of the endpoints, whatever DestinationRules say of them; with repetitions.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let backends = self.service.iter().flat_map(|service| service.backends.iter());
+        backends.filter_map(|backend| match backend.address {
+            WorkloadAddress::Ip(ip) => Some(ip.to_canonical()),
+            WorkloadAddress::Name(_) => None,
+        })
+    }
+
+    /// The service's port that the endpoint at `address` serves there, whatever DestinationRules say of it.
+    pub fn served_at(&self, address: SocketAddr) -> Option<&ServicePort> {
+        let service = self.service.as_ref()?;
+        let ip = address.ip().to_canonical();
+        let here = |b: &&Backend| matches!(b.address, WorkloadAddress::Ip(own) if own.to_canonical() == ip);
+        service.backends.iter().filter(here).find_map(|backend| {
+            let serves = |port: &&ServicePort| {
+                backend.port(port.number).is_some_and(|served| served.target == address.port())
+            };
+            service.info.ports.iter().find(serves)
+        })
     }
 
     /// The endpoint of a wildcard ServiceEntry without endpoints: the name that was called.

@@ -260,8 +260,9 @@ async fn a_connection_to_an_endpoints_own_address_stays_with_it() {
     });
     let service = BalanceLayer::to(cluster).layer(echo);
     let ask = async |to_endpoint: bool, dst: &str| {
-        let connection =
-            mesh_core::facts::Connection::builder().original_dst(dst.parse().unwrap()).to_endpoint(to_endpoint);
+        let connection = mesh_core::facts::Connection::builder()
+            .original_dst(dst.parse().unwrap())
+            .to_endpoint(to_endpoint);
         let mut request = Request::new(());
         Facts::new(connection.build()).insert(&mut request);
         service.clone().oneshot(request).await.unwrap().into_body()

@@ -194,7 +194,8 @@ async fn what_nobody_knows_goes_where_the_connection_was_going() {
     let key = ClusterKey::new("PassthroughCluster", 80, "");
     let name = mesh_core::cluster::ServiceName::new("", "PassthroughCluster", "");
     let out = mesh_core::cluster::Cluster::detached(key, name, ClusterSettings::default(), vec![]);
-    let open = Connection::builder().original_dst("10.0.0.1:80".parse().unwrap()).otherwise(Some(out)).build();
+    let open =
+        Connection::builder().original_dst("10.0.0.1:80".parse().unwrap()).otherwise(Some(out)).build();
     for (host, connection, cluster, code) in [
         ("example.com", Some(&open), "PassthroughCluster", None),
         ("multi:8081", Some(&open), "multi.default.svc.cluster.local", None),

@@ -25,6 +25,16 @@ pub struct OwnWorkload {
     pub labels: WorkloadLabels,
     /// The service that its inbound requests are for; `None` when no service selects it.
     pub service: Option<ServiceName>,
+    /// The services by the workload's ports, where several ports are served: these come first.
+    pub ports: Vec<(u16, ServiceName)>,
+}
+
+impl OwnWorkload {
+    /// The service that requests to a port of the workload are for.
+    fn service_at(&self, port: Option<u16>) -> Option<&ServiceName> {
+        let at = self.ports.iter().find(|(number, _)| Some(*number) == port);
+        at.map(|(_, service)| service).or(self.service.as_ref())
+    }
 }
 
 /// Label `request_protocol`.
@@ -162,7 +172,7 @@ impl Labels {
                 let source = party(connection.peer_labels().map(|l| &**l), peer);
                 let destination = with_principal(&own.labels, peer.and(own.labels.principal.as_ref()));
                 let security = if peer.is_some() { "mutual_tls" } else { "none" };
-                (source, destination, own.service.clone(), security)
+                (source, destination, own.service_at(connection.workload_port()).cloned(), security)
             }
         };
         Self {

@@ -166,7 +166,7 @@ impl From<OwnWorkload> for Own {
 
 impl From<mesh_core::facts::WorkloadLabels> for Own {
     fn from(labels: mesh_core::facts::WorkloadLabels) -> Self {
-        Self(Live::fixed(OwnWorkload { labels, service: None }))
+        Self(Live::fixed(OwnWorkload { labels, service: None, ports: Vec::new() }))
     }
 }
 

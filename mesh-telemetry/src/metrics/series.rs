@@ -180,21 +180,26 @@ struct Parties<'a> {
     peer: Option<&'a Arc<PeerIdentity>>,
     labels: Option<&'a Arc<WorkloadLabels>>,
     cluster: Option<&'a Arc<Cluster>>,
+    port: usize,
 }
 
 impl<'a> Parties<'a> {
     fn of(facts: &'a Facts) -> Self {
         let connection = facts.connection();
         match connection.direction() {
-            Direction::Inbound => {
-                Self { peer: connection.peer(), labels: connection.peer_labels(), cluster: None }
-            }
+            Direction::Inbound => Self {
+                peer: connection.peer(),
+                labels: connection.peer_labels(),
+                cluster: None,
+                port: connection.workload_port().map_or(0, usize::from),
+            },
             Direction::Outbound => {
                 let upstream = facts.upstream();
                 Self {
                     peer: upstream.and_then(|u| u.peer.as_ref()),
                     labels: upstream.map(|u| u.endpoint.labels()),
                     cluster: facts.route().and_then(|r| r.cluster.as_ref()),
+                    port: 0,
                 }
             }
         }
@@ -262,7 +267,8 @@ impl<S: From<Arc<Labels>>> Interned<S> {
             own: address(Some(own)),
             peer: parties.peer.map_or(0, |peer| peer.digest()),
             labels: address(parties.labels),
-            cluster: address(parties.cluster),
+            // What is inbound has no cluster, and a port that decides which service it is for.
+            cluster: address(parties.cluster) | parties.port,
             outcome: outcome.packed(),
         };
         for place in self.places(&key) {

@@ -62,6 +62,27 @@ fn own() -> OwnWorkload {
     OwnWorkload {
         labels: workload("web", "v7"),
         service: Some(ServiceName::new("web.default.svc.cluster.local", "web", "default")),
+        ports: Vec::new(),
+    }
+}
+
+#[test]
+fn each_port_of_a_workload_is_counted_for_its_service() {
+    let name = |name: &str| ServiceName::new(&format!("{name}.default.svc"), name, "default");
+    let ports = vec![(8080, name("web")), (9090, name("ops"))];
+    let metrics = Metrics::new(OwnWorkload { ports, ..OwnWorkload::default() });
+    for port in [8080, 9090, 1] {
+        let facts = Facts::new(Connection::builder().workload_port(port).build());
+        let record = crate::ConnectionRecord::new(&metrics, crate::AccessLog::off(), &facts);
+        record.connected();
+    }
+    let text = metrics.encode(Exposition::Classic);
+    for service in ["web", "ops", "unknown"] {
+        let opened = |l: &&str| {
+            l.starts_with("istio_tcp_connections_opened_total{")
+                && l.contains(&format!("destination_service_name=\"{service}\""))
+        };
+        assert_eq!(text.lines().filter(opened).count(), 1, "{service}\n{text}");
     }
 }
 

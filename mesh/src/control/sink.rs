@@ -477,6 +477,7 @@ impl Inner {
         };
         tell(&diagnostics, &before.diagnostics);
         let view = View {
+            addresses: Arc::default(),
             tcp: if content { self.world.tcp() } else { Arc::clone(&before.tcp) },
             peers: Arc::default(),
             hosts: Hosts::Each(Arc::new(self.each.clone())),
