@@ -101,6 +101,9 @@ pub(crate) struct RunArgs {
     /// How long a silent connection is waited for before it counts as server-first
     #[arg(long, value_name = "TIME", env = "MESH_DETECT_TIMEOUT", default_value = "1s", value_parser = duration)]
     pub(crate) detect_timeout: Duration,
+
+    #[command(flatten)]
+    pub(crate) pod: crate::pod::PodArgs,
 }
 
 /// `mesh-proxy check`
@@ -315,7 +318,10 @@ mod tests {
     fn every_flag_of_run_has_a_variable() {
         let run = Cli::command().find_subcommand("run").unwrap().clone();
         for arg in run.get_arguments().filter(|a| !matches!(a.get_id().as_str(), "help" | "version")) {
-            let name = format!("MESH_{}", arg.get_id().as_str().to_uppercase());
+            let name = match arg.get_id().as_str() {
+                "pod_ip" => "POD_IP".to_owned(),
+                id => format!("MESH_{}", id.to_uppercase()),
+            };
             assert_eq!(arg.get_env().and_then(|e| e.to_str()), Some(name.as_str()));
         }
     }

@@ -2,7 +2,11 @@
 //!
 //! Every connection holds a [`Draining`]. When the drain begins, each finishes what it has begun
 //! (`connection: close`, GOAWAY) and drops its handle; the drain is over when all are dropped, or at the
-//! deadline. Who only has to know (workers, the admin page) holds a [`Watch`], which is not waited for.
+//! deadline. Who only has to know (workers, the admin page) holds a [`Watch`], which is not waited for; who takes
+//! connections as long as any is there holds an [`Entrance`].
+//!
+//! Before it drains a sidecar may leave: it is no longer ready, and who calls its workload is told to go elsewhere,
+//! while the workload's own calls go on as ever.
 
 use std::time::Duration;
 
@@ -11,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Serving,
+    Leaving,
     Draining,
     Over,
 }
@@ -35,6 +40,17 @@ pub(crate) struct Draining {
     _alive: mpsc::Sender<()>,
 }
 
+/// Makes handles as long as the drain is not over.
+#[derive(Debug, Clone)]
+pub(crate) struct Entrance {
+    watch: Watch,
+    alive: mpsc::WeakSender<()>,
+}
+
+/// Says that the sidecar leaves.
+#[derive(Debug, Clone)]
+pub(crate) struct Leave(watch::Sender<Phase>);
+
 impl Drain {
     pub(crate) fn new() -> Self {
         let (phase, receiver) = watch::channel(Phase::Serving);
@@ -50,6 +66,16 @@ impl Drain {
     /// A handle for something that only has to know.
     pub(crate) fn watch(&self) -> Watch {
         self.template.watch.clone()
+    }
+
+    /// For who goes on taking connections while others are finished.
+    pub(crate) fn entrance(&self) -> Entrance {
+        Entrance { watch: self.watch(), alive: self.template._alive.downgrade() }
+    }
+
+    /// For who says when to leave.
+    pub(crate) fn leave(&self) -> Leave {
+        Leave(self.phase.clone())
     }
 
     /// Begins, and waits until all are done or the time is over. Says whether all were done.
@@ -74,7 +100,44 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Whether the sidecar leaves, or has begun to drain.
+    pub(crate) fn is_leaving(&self) -> bool {
+        *self.0.borrow() >= Phase::Leaving
+    }
+}
+
+impl Entrance {
+    /// A handle for something that must be waited for; `None` once nothing is waited for any more.
+    pub(crate) fn handle(&self) -> Option<Draining> {
+        Some(Draining { watch: self.watch.clone(), _alive: self.alive.upgrade()? })
+    }
+
+    /// Returns once the drain is over.
+    pub(crate) async fn over(self) {
+        self.watch.over().await;
+    }
+}
+
+impl Leave {
+    /// From now on the sidecar leaves.
+    pub(crate) fn leave(&self) {
+        self.0.send_if_modified(|phase| {
+            let serves = *phase == Phase::Serving;
+            if serves {
+                *phase = Phase::Leaving;
+            }
+            serves
+        });
+    }
+}
+
 impl Draining {
+    /// Returns once the sidecar leaves, or has begun to drain.
+    pub(crate) async fn leaving(&mut self) {
+        self.watch.reached(Phase::Leaving).await;
+    }
+
     /// Returns once the drain has begun.
     pub(crate) async fn begun(&mut self) {
         self.watch.reached(Phase::Draining).await;
@@ -104,5 +167,27 @@ mod tests {
         assert!(!drain.drain(Duration::from_secs(5)).await);
         assert_eq!(started.elapsed(), Duration::from_secs(5));
         stuck.begun().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_are_taken_as_long_as_one_is_there() {
+        let drain = Drain::new();
+        let (entrance, leave, watch) = (drain.entrance(), drain.leave(), drain.watch());
+        let mut first = entrance.handle().unwrap();
+        assert!(!watch.is_leaving());
+        leave.leave();
+        first.leaving().await;
+        assert!(watch.is_leaving());
+        let draining = tokio::spawn(drain.drain(Duration::from_secs(5)));
+        first.begun().await;
+        let second = entrance.handle().unwrap();
+        drop(first);
+        assert!(entrance.handle().is_some());
+        drop(second);
+        assert!(draining.await.unwrap());
+        assert!(entrance.handle().is_none());
+        // It does not lead back.
+        leave.leave();
+        entrance.over().await;
     }
 }

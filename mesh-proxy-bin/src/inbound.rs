@@ -5,16 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use mesh::Mesh;
-use mesh::core::facts::{Connection, LocalAddr, PeerAddr, Transport};
+use mesh::apps::Apps;
+use mesh::core::cluster::Cluster;
+use mesh::core::facts::{Connection, Facts, LocalAddr, OriginalDst, PeerAddr, Transport};
+use mesh::core::failure::Failure;
+use mesh::tcp::Dialed;
 use mesh::tls::alpn::Negotiated;
 use mesh::tls::io::Rewind;
 use mesh::tls::{AcceptError, AcceptedStream};
+use mesh::{AppService, Mesh};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::accept::accept;
 use crate::detect::{Spoken, detect};
-use crate::drain::Draining;
+use crate::drain::{Draining, Entrance};
+use crate::loops::Loops;
+use crate::original::canonical;
 use crate::relay::{Counted, relay};
 use crate::serve;
 
@@ -22,16 +28,46 @@ use crate::serve;
 #[derive(Clone)]
 pub(crate) struct Inbound {
     mesh: Mesh,
-    port: u16,
-    http: mesh::AppService,
+    to: To,
     detect_timeout: Duration,
+}
+
+/// Where calls are handed to.
+#[derive(Clone)]
+enum To {
+    /// The one application; policies compare with `port`.
+    One { port: u16, http: AppService },
+    /// Where each was going before it was redirected here.
+    Each(Apps, Loops),
+}
+
+/// Where one connection is handed to.
+enum App {
+    One(AppService),
+    At(Apps, Arc<Cluster>),
 }
 
 impl Inbound {
     /// Calls arrive at `port`, which policies compare with. `None` where the mesh knows no application.
     pub(crate) fn new(mesh: Mesh, port: u16, worker: usize, detect_timeout: Duration) -> Option<Self> {
         let http = mesh.app_service(worker)?;
-        Some(Self { mesh, port, http, detect_timeout })
+        Some(Self { mesh, to: To::One { port, http }, detect_timeout })
+    }
+
+    /// Calls are redirected here from wherever they were going.
+    pub(crate) fn redirected(mesh: Mesh, loops: Loops, worker: usize, detect_timeout: Duration) -> Self {
+        let apps = mesh.apps(worker);
+        Self { mesh, to: To::Each(apps, loops), detect_timeout }
+    }
+
+    /// Accepts as long as anything is in flight.
+    pub(crate) async fn serve_redirected(self, listener: TcpListener, entrance: Entrance) {
+        accept(listener, entrance.clone().over(), |stream, peer| {
+            if let Some(draining) = entrance.handle() {
+                tokio::spawn(self.clone().connection(stream, peer, draining));
+            }
+        })
+        .await;
     }
 
     /// Accepts until the drain begins.
@@ -45,10 +81,29 @@ impl Inbound {
 
     async fn connection(self, stream: TcpStream, peer: SocketAddr, mut draining: Draining) {
         let Ok(local) = stream.local_addr() else { return };
-        let stream = AcceptedStream::new(stream, PeerAddr(peer), LocalAddr(local)).workload_port(self.port);
+        let (local, peer) = (canonical(local), canonical(peer));
+        let (port, app, original) = match self.to {
+            To::One { port, http } => (port, App::One(http), None),
+            To::Each(apps, loops) => match loops.original(&stream) {
+                Ok(original) => {
+                    let app = apps.at(original);
+                    (original.port(), App::At(apps, app), Some(OriginalDst(original)))
+                }
+                Err(reason) => {
+                    self.mesh.count_refused(reason);
+                    tracing::info!(%peer, reason, "a connection to the sidecar itself was refused");
+                    return;
+                }
+            },
+        };
+        let stream = AcceptedStream::new(stream, PeerAddr(peer), LocalAddr(local)).workload_port(port);
+        let stream = match original {
+            Some(original) => stream.original_dst(original),
+            None => stream,
+        };
         let accepted = match Box::pin(self.mesh.accept(stream)).await {
             Ok(accepted) => accepted,
-            Err(error) => return self.refused(&error),
+            Err(error) => return refused(&self.mesh, &error),
         };
         let negotiated = accepted.negotiated();
         let connection = self.mesh.describe_peer(accepted.connection);
@@ -59,7 +114,7 @@ impl Inbound {
             Some(Negotiated::Carried) => Spoken::Carried,
             Some(Negotiated::Http2) => Spoken::Http2,
             _ if matches!(connection.transport(), Transport::Passthrough { .. }) => Spoken::Opaque,
-            _ if self.mesh.inbound_protocol(self.port).is_opaque() => Spoken::Opaque,
+            _ if self.mesh.inbound_protocol(port).is_opaque() => Spoken::Opaque,
             _ => match detect(&mut io, &mut first, self.detect_timeout).await {
                 Ok(spoken) => spoken,
                 Err(error) => {
@@ -75,61 +130,72 @@ impl Inbound {
         let refused = async move { mesh.transport_refused(&watched).await };
         // What follows is boxed, as the handshake is: else each connection would have room for the largest of them.
         // A port that is declared HTTP gets HTTP's answer to what is none.
-        let http = spoken != Spoken::Opaque || self.mesh.inbound_protocol(self.port).is_http();
+        let http = spoken != Spoken::Opaque || self.mesh.inbound_protocol(port).is_http();
         if http && !matches!(connection.transport(), Transport::Passthrough { .. }) {
             let stop = async move {
                 tokio::select! {
-                    () = draining.begun() => {}
+                    () = draining.leaving() => {}
                     () = refused => {}
                 }
             };
-            Box::pin(serve::http(io, spoken, connection, self.http, stop)).await;
+            let http = match app {
+                App::One(http) => http,
+                App::At(apps, cluster) => apps.http(cluster),
+            };
+            Box::pin(serve::http(io, spoken, connection, http, stop)).await;
         } else {
             // Bytes cannot be told to end at a good point: they go on until a drain's deadline.
-            Box::pin(self.opaque(io, connection, refused)).await;
+            Box::pin(opaque(self.mesh, app, io, connection, refused)).await;
         }
     }
+}
 
-    /// Carries bytes to the application, as long as policy admits the peer.
-    async fn opaque<I>(self, io: I, connection: Arc<Connection>, ended: impl Future<Output = ()>)
-    where
-        I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    {
-        let (facts, record) = self.mesh.connection_record(&connection);
-        let record = Arc::new(record);
-        // Watched from before the first check, so that no change of policy slips between.
-        let mut refused = std::pin::pin!(self.mesh.connection_refused(connection));
-        let dialed = tokio::select! {
-            biased;
-            failure = refused.as_mut() => Err(failure),
-            dialed = self.mesh.dial_app(&facts) => dialed,
-        };
-        let failure = match dialed {
-            Err(failure) => Some(failure),
-            Ok(mut app) => {
-                record.connected();
-                let mut caller = Counted::new(io, Arc::clone(&record));
-                tokio::select! {
-                    biased;
-                    failure = refused => Some(failure),
-                    _ = relay(&mut caller, &mut app.io) => None,
-                    () = ended => None,
-                }
+/// Carries bytes to the application, as long as policy admits the peer.
+async fn opaque<I>(mesh: Mesh, app: App, io: I, connection: Arc<Connection>, ended: impl Future<Output = ()>)
+where
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let (facts, record) = mesh.connection_record(&connection);
+    let record = Arc::new(record);
+    // Watched from before the first check, so that no change of policy slips between.
+    let mut refused = std::pin::pin!(mesh.connection_refused(connection));
+    let dialed = tokio::select! {
+        biased;
+        failure = refused.as_mut() => Err(failure),
+        dialed = dial(&mesh, &app, &facts) => dialed,
+    };
+    let failure = match dialed {
+        Err(failure) => Some(failure),
+        Ok(mut dialed) => {
+            record.connected();
+            let mut caller = Counted::new(io, Arc::clone(&record));
+            tokio::select! {
+                biased;
+                failure = refused => Some(failure),
+                _ = relay(&mut caller, &mut dialed.io) => None,
+                () = ended => None,
             }
-        };
-        if let Some(failure) = failure {
-            tracing::info!(%failure, peer = facts.connection().peer_addr().map(tracing::field::display),
-                "a connection was ended");
-            record.fail(failure);
         }
+    };
+    if let Some(failure) = failure {
+        tracing::info!(%failure, peer = facts.connection().peer_addr().map(tracing::field::display),
+            "a connection was ended");
+        record.fail(failure);
     }
+}
 
-    fn refused(&self, error: &AcceptError) {
-        self.mesh.count_refused(error.reason());
-        match error {
-            AcceptError::Closed { .. } => tracing::debug!(%error, "a connection was not taken"),
-            _ => tracing::warn!(%error, "a connection was refused"),
-        }
+fn refused(mesh: &Mesh, error: &AcceptError) {
+    mesh.count_refused(error.reason());
+    match error {
+        AcceptError::Closed { .. } => tracing::debug!(%error, "a connection was not taken"),
+        _ => tracing::warn!(%error, "a connection was refused"),
+    }
+}
+
+async fn dial(mesh: &Mesh, app: &App, facts: &Facts) -> Result<Dialed, Failure> {
+    match app {
+        App::One(_) => mesh.dial_app(facts).await,
+        App::At(_, app) => mesh.hand_over(app, facts).await,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -9,12 +10,14 @@ use mesh::core::identity::TrustDomain;
 use mesh::{AccessLogTo, Driver, IdentitySource, LogFormat, Mesh};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use crate::admin::Admin;
 use crate::args::{self, RunArgs};
 use crate::drain::Drain;
 use crate::inbound::Inbound;
 use crate::outbound::Outbound;
+use crate::pod::Redirections;
 use crate::{bind, cpu, logging};
 
 /// After the last connection is done, and at a deadline: how long runtimes may take to end.
@@ -26,18 +29,20 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 struct Sockets {
     inbound: Option<TcpListener>,
     outbound: Option<TcpListener>,
+    redirected: Option<Redirections>,
 }
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let log = logging::start(&args.log)?;
     ensure!(
-        args.inbound.is_some() || args.outbound.is_some(),
-        "there is nothing to do: give --inbound and --app, or --outbound, or both"
+        args.inbound.is_some() || args.outbound.is_some() || args.pod.transparent,
+        "there is nothing to do: give --inbound and --app, or --outbound, or both, or --transparent"
     );
     let workers = args.workers.map_or_else(cpu::workers, usize::from);
     let admin = bind::listeners("admin", args.admin, 1)?.pop().context("no socket for --admin")?;
-    let sockets = sockets(&args, workers)?;
+    let (pod, redirected) = args.pod.listen(workers)?;
+    let sockets = sockets(&args, workers, redirected)?;
 
     let main = runtime()?;
     let drain = Drain::new();
@@ -55,6 +60,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         workload = %args.workload,
         inbound = args.inbound.map(tracing::field::display),
         outbound = args.outbound.map(tracing::field::display),
+        transparent = args.pod.transparent,
         admin = %args.admin,
         workers,
         "mesh-proxy {} started",
@@ -68,7 +74,14 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             mesh_ready.readiness().ready().await;
             tracing::info!("ready");
         });
-        stopped().await?;
+        let quit = Arc::new(Notify::new());
+        if let Some(pod) = pod {
+            pod.serve(&mesh, &drain, &quit)?;
+        }
+        tokio::select! {
+            stopped = stopped() => stopped?,
+            () = quit.notified() => {}
+        }
         tracing::info!(within = ?args.drain, "draining");
         let whole = drain.drain(args.drain).await;
         if !whole {
@@ -87,7 +100,11 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn sockets(args: &RunArgs, workers: usize) -> anyhow::Result<Vec<Sockets>> {
+fn sockets(
+    args: &RunArgs,
+    workers: usize,
+    redirected: Vec<Option<Redirections>>,
+) -> anyhow::Result<Vec<Sockets>> {
     let listeners = |flag, addr: Option<std::net::SocketAddr>| -> anyhow::Result<Vec<Option<TcpListener>>> {
         match addr {
             Some(addr) => Ok(bind::listeners(flag, addr, workers)?.into_iter().map(Some).collect()),
@@ -96,7 +113,8 @@ fn sockets(args: &RunArgs, workers: usize) -> anyhow::Result<Vec<Sockets>> {
     };
     let inbound = listeners("inbound", args.inbound)?;
     let outbound = listeners("outbound", args.outbound)?;
-    Ok(inbound.into_iter().zip(outbound).map(|(inbound, outbound)| Sockets { inbound, outbound }).collect())
+    let each = inbound.into_iter().zip(outbound).zip(redirected);
+    Ok(each.map(|((inbound, outbound), redirected)| Sockets { inbound, outbound, redirected }).collect())
 }
 
 fn runtime() -> std::io::Result<Runtime> {
@@ -139,6 +157,9 @@ fn start(args: &RunArgs, workers: usize) -> anyhow::Result<(Mesh, Driver)> {
     if let Some(app) = args.app {
         builder = builder.app(app);
     }
+    if let Some(unknown) = args.pod.redirected() {
+        builder = builder.redirected(unknown);
+    }
     Ok(builder.build()?)
 }
 
@@ -151,7 +172,7 @@ fn worker(
     drain: &Drain,
 ) -> anyhow::Result<std::thread::JoinHandle<()>> {
     let runtime = runtime()?;
-    let (mesh, draining, watch) = (mesh.clone(), drain.handle(), drain.watch());
+    let (mesh, draining, watch, entrance) = (mesh.clone(), drain.handle(), drain.watch(), drain.entrance());
     let detect = args.detect_timeout;
     let thread = std::thread::Builder::new().name(format!("worker-{index}"));
     let run = move || {
@@ -166,6 +187,11 @@ fn worker(
                 tokio::spawn(outbound.serve(listener));
             }
             drop(draining);
+            if let Some(redirected) = sockets.redirected
+                && let Err(error) = redirected.serve(&mesh, index, detect, &entrance)
+            {
+                tracing::error!(%error, "the sockets for redirected connections cannot be watched");
+            }
             tokio::spawn(heartbeat());
             watch.over().await;
         });

@@ -117,7 +117,7 @@ pub(crate) fn addresses(store: &Store, workload: &Workload) -> Addresses {
 }
 
 /// What `original` is, of the hosts behind its address. Pure.
-fn find<'a>(
+fn find(
     original: SocketAddr,
     behind: Option<&LearntAddress>,
     outbound: &dyn Fn(&str) -> Option<Outbound>,
@@ -194,7 +194,7 @@ impl Mesh {
         let bytes = match (&found, bytes) {
             (Some((outbound, port, _)), Way::Routes) => self.target_of(&view, outbound, port),
             (Some((outbound, port, _)), Way::Endpoint) => {
-                Ok(self.direct(outbound, port).to_endpoint(original))
+                Ok(self.direct(outbound, port).only_at(original))
             }
             (_, Way::AsItCame) => Ok(as_it_came(original)),
             _ => Err(Failure::new(FailureCode::UnknownHost).detail(format!(

@@ -63,7 +63,7 @@ impl TcpTarget {
     }
 
     /// The same, and there the endpoint with this address, as long as it is one of the cluster's.
-    pub(crate) fn to_endpoint(self, address: SocketAddr) -> Self {
+    pub(crate) fn only_at(self, address: SocketAddr) -> Self {
         Self { only: Some(address), ..self }
     }
 

@@ -1,0 +1,245 @@
+//! The workload's own calls, redirected here on their way out, wherever they were going.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use mesh::core::facts::{Connection, Direction};
+use mesh::core::failure::Failure;
+use mesh::outgoing::Outgoing;
+use mesh::tcp::TcpTarget;
+use mesh::tls::hello::{MAX_CLIENT_HELLO, Sniff, may_be_tls, sniff};
+use mesh::tls::io::Rewind;
+use mesh::{Client, Mesh};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::accept::accept;
+use crate::detect::{Spoken, detect};
+use crate::drain::{Draining, Entrance};
+use crate::loops::Loops;
+use crate::original::canonical;
+use crate::relay::{Counted, relay};
+use crate::serve;
+
+/// One worker's side of the workload's redirected calls.
+#[derive(Clone)]
+pub(crate) struct Redirected {
+    client: Client,
+    mesh: Mesh,
+    loops: Loops,
+    detect_timeout: Duration,
+}
+
+/// What is done with a connection once its first bytes are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Treatment {
+    /// Requests, each routed by its host.
+    Requests,
+    /// Bytes, which are not looked into any further.
+    Bytes,
+}
+
+/// Decides by what is spoken and how it begins. Pure.
+///
+/// Who speaks to a forward proxy (CONNECT, or a request with a whole URI to an address that nobody knows) means that
+/// proxy, and nobody in between.
+fn treatment(spoken: Spoken, first: &[u8], known: bool) -> Treatment {
+    if !matches!(spoken, Spoken::Http1 | Spoken::Http2) {
+        return Treatment::Bytes;
+    }
+    let mut words = first.split(|b| *b == b' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let whole = !target.starts_with(b"/") && target != b"*";
+    let to_a_proxy = spoken == Spoken::Http1 && (method == b"CONNECT" || (whole && !known));
+    if to_a_proxy { Treatment::Bytes } else { Treatment::Requests }
+}
+
+impl Redirected {
+    pub(crate) fn new(mesh: Mesh, loops: Loops, worker: usize, detect_timeout: Duration) -> Self {
+        Self { client: mesh.client_on(worker), mesh, loops, detect_timeout }
+    }
+
+    /// Accepts as long as anything is in flight.
+    pub(crate) async fn serve(self, listener: TcpListener, entrance: Entrance) {
+        accept(listener, entrance.clone().over(), |stream, peer| {
+            if let Some(draining) = entrance.handle() {
+                tokio::spawn(self.clone().connection(stream, peer, draining));
+            }
+        })
+        .await;
+    }
+
+    async fn connection(self, mut stream: TcpStream, peer: SocketAddr, mut draining: Draining) {
+        let Ok(local) = stream.local_addr() else { return };
+        let (local, peer) = (canonical(local), canonical(peer));
+        let original = match self.loops.original(&stream) {
+            Ok(original) => original,
+            Err(reason) => {
+                self.mesh.count_refused(reason);
+                tracing::warn!(%peer, reason, "a connection to the sidecar itself was refused");
+                return reset(&stream);
+            }
+        };
+        let outgoing = match Box::pin(self.mesh.outgoing(original)).await {
+            Ok(outgoing) => outgoing,
+            Err(failure) => {
+                tracing::warn!(%failure, %original, "where a connection goes cannot be told");
+                return reset(&stream);
+            }
+        };
+        let declared = outgoing.protocol();
+        let mut first = BytesMut::new();
+        let spoken = if declared.is_opaque() {
+            Spoken::Opaque
+        } else {
+            // Nobody who speaks HTTP waits for the server to begin.
+            let patience = if declared.is_http() { mesh::serve::HEADER_TIMEOUT } else { self.detect_timeout };
+            match detect(&mut stream, &mut first, patience).await {
+                Ok(spoken) => spoken,
+                Err(error) => {
+                    tracing::debug!(%original, %error, "a connection broke before its first bytes");
+                    return;
+                }
+            }
+        };
+        let connection = Connection::builder()
+            .direction(Direction::Outbound)
+            .peer_addr(peer)
+            .local_addr(local)
+            .original_dst(original)
+            .otherwise(outgoing.otherwise().map(Arc::clone))
+            .to_endpoint(outgoing.is_endpoint())
+            .build();
+        if treatment(spoken, &first, outgoing.is_known()) == Treatment::Requests {
+            let mesh = self.mesh.clone();
+            let stop = async move {
+                tokio::select! {
+                    () = draining.begun() => {}
+                    () = mesh.outgoing_refused(&outgoing) => {}
+                }
+            };
+            let io = Rewind::new(stream, first.freeze());
+            return Box::pin(serve::http(io, spoken, connection, self.client, stop)).await;
+        }
+        let _draining = draining;
+        Box::pin(bytes(self.mesh, stream, first, outgoing, original, connection, self.detect_timeout)).await;
+    }
+}
+
+/// Carries bytes to where they go. Does not wait for the client to begin.
+async fn bytes(
+    mesh: Mesh,
+    mut stream: TcpStream,
+    mut first: BytesMut,
+    outgoing: Outgoing,
+    original: SocketAddr,
+    connection: Arc<Connection>,
+    patience: Duration,
+) {
+    let (facts, record) = mesh.connection_record(&connection);
+    let record = Arc::new(record);
+    let mut target: Result<TcpTarget, Failure> = outgoing.bytes().cloned().map_err(Clone::clone);
+    let mut by_name = false;
+    if !outgoing.is_known()
+        && may_be_tls(&first)
+        && let Some(name) = server_name(&mut stream, &mut first, patience).await
+        && let Some(found) = mesh.outgoing_tls(&name, original.port()).await
+    {
+        (target, by_name) = (Ok(found), true);
+    }
+    let dialed = match &target {
+        Ok(target) => mesh.dial(target, &facts).await,
+        Err(failure) => {
+            mesh.note_black_hole(&facts);
+            Err(failure.clone())
+        }
+    };
+    let mut upstream = match dialed {
+        Ok(upstream) => upstream,
+        Err(failure) => {
+            tracing::info!(%failure, %original, "a connection of the application was closed");
+            record.fail(failure);
+            return reset(&stream);
+        }
+    };
+    record.connected();
+    let refused = async {
+        if by_name {
+            return std::future::pending().await;
+        }
+        mesh.outgoing_refused(&outgoing).await;
+    };
+    let mut caller = Counted::new(Rewind::new(stream, first.freeze()), Arc::clone(&record));
+    tokio::select! {
+        _ = relay(&mut caller, &mut upstream.io) => {}
+        () = refused => tracing::info!(%original, "a connection is ended: what the mesh does not know is closed now"),
+    }
+}
+
+/// The name that the application's own TLS asks for. What is read stays in `first`.
+async fn server_name(stream: &mut TcpStream, first: &mut BytesMut, patience: Duration) -> Option<Arc<str>> {
+    let reading = async {
+        loop {
+            match sniff(first) {
+                Sniff::ClientHello(hello) => return hello.sni,
+                Sniff::NeedMore if first.len() < MAX_CLIENT_HELLO => {}
+                _ => return None,
+            }
+            if stream.read_buf(first).await.ok()? == 0 {
+                return None;
+            }
+        }
+    };
+    tokio::time::timeout(patience, reading).await.ok().flatten()
+}
+
+/// Lets the application see that the connection was not taken, rather than that it has ended.
+fn reset(stream: &TcpStream) {
+    let reset: io::Result<()> = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    if let Err(error) = reset {
+        tracing::debug!(%error, "SO_LINGER");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_means_a_proxy_gets_that_proxy() {
+        use Spoken::{Http1, Http2, Opaque};
+        use Treatment::{Bytes, Requests};
+        let table: [(Spoken, &[u8], bool, Treatment); 10] = [
+            (Http1, b"GET / HTTP/1.1\r\n", true, Requests),
+            (Http1, b"GET / HTTP/1.1\r\n", false, Requests),
+            (Http1, b"OPTIONS * HTTP/1.1\r\n", false, Requests),
+            (Http1, b"GET http://reviews/ HTTP/1.1\r\n", true, Requests),
+            (Http1, b"GET http://example.com/ HTTP/1.1\r\n", false, Bytes),
+            (Http1, b"CONNECT example.com:443 HTTP/1.1\r\n", false, Bytes),
+            (Http1, b"CONNECT example.com:443 HTTP/1.1\r\n", true, Bytes),
+            (Http2, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", false, Requests),
+            (Opaque, b"\x16\x03\x01", true, Bytes),
+            (Opaque, b"", false, Bytes),
+        ];
+        for (spoken, first, known, want) in table {
+            assert_eq!(treatment(spoken, first, known), want, "{}", first.escape_ascii());
+        }
+    }
+
+    /// Each connection is such a future for as long as it lives, and what is left of it in boxes.
+    #[tokio::test]
+    async fn a_connection_takes_little_room() {
+        const MOST: usize = 2048;
+        let (mesh, _driver) = Mesh::builder().build().unwrap();
+        let draining = crate::drain::Drain::new().handle();
+        let redirected = Redirected::new(mesh, Loops([15001, 15006]), 0, Duration::from_secs(1));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let future = redirected.connection(TcpStream::connect(addr).await.unwrap(), addr, draining);
+        let size = size_of_val(&future);
+        assert!(size <= MOST, "{size} bytes");
+    }
+}
