@@ -16,8 +16,8 @@ const INSIDE: &str = "MESH_TEST_INSIDE";
 const LISTENERS: [(&str, u16); 5] =
     [("outbound", 15001), ("inbound", 15006), ("app", 8080), ("excluded", 22), ("status", 15021)];
 
-/// Runs `inside` in a new network, or says why it cannot.
-fn in_a_network_of_its_own(test: &str, inside: fn()) {
+/// Runs `inside` in a new network, or says why it cannot. `test` is the whole name of an ignored test.
+pub(crate) fn in_a_network_of_its_own(test: &str, inside: fn()) {
     if std::env::var_os(INSIDE).is_some() {
         return inside();
     }
@@ -28,7 +28,7 @@ fn in_a_network_of_its_own(test: &str, inside: fn()) {
     let status = Command::new("unshare")
         .args(["--net", "--"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("interception::{test}"), "--ignored", "--nocapture"])
+        .args(["--exact", test, "--ignored", "--nocapture"])
         .env(INSIDE, "1")
         .status()
         .unwrap();
@@ -40,7 +40,7 @@ fn is_root() -> bool {
 }
 
 /// A process that ends with its owner.
-struct Held(Child);
+pub(crate) struct Held(pub(crate) Child);
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -49,7 +49,7 @@ impl Drop for Held {
     }
 }
 
-fn sh(script: &str) -> String {
+pub(crate) fn sh(script: &str) -> String {
     let output = Command::new("bash").args(["-euc", script]).stdin(Stdio::null()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script}\n{stderr}");
@@ -224,7 +224,7 @@ fn redirects(backend: &str, rules: &str) {
 #[test]
 #[ignore = "needs nft, ip, setpriv and curl"]
 fn nftables_redirects_a_pod() {
-    in_a_network_of_its_own("nftables_redirects_a_pod", || {
+    in_a_network_of_its_own("interception::nftables_redirects_a_pod", || {
         redirects("--backend=nftables", "nft list ruleset")
     });
 }
@@ -232,7 +232,7 @@ fn nftables_redirects_a_pod() {
 #[test]
 #[ignore = "needs iptables, ip, setpriv and curl"]
 fn iptables_redirects_a_pod() {
-    in_a_network_of_its_own("iptables_redirects_a_pod", || {
+    in_a_network_of_its_own("interception::iptables_redirects_a_pod", || {
         redirects("--backend=iptables", "iptables -t nat -S; ip6tables -t nat -S");
     });
 }
@@ -240,7 +240,7 @@ fn iptables_redirects_a_pod() {
 #[test]
 #[ignore = "needs nft and setpriv"]
 fn the_rules_of_others_stay() {
-    in_a_network_of_its_own("the_rules_of_others_stay", || {
+    in_a_network_of_its_own("interception::the_rules_of_others_stay", || {
         sh("nft add table ip others");
         works(&[]);
         works(&["--cleanup"]);

@@ -21,6 +21,7 @@ mod mtls;
 #[path = "../../src/original.rs"]
 mod original;
 mod plane;
+mod pod;
 mod reload;
 mod resilience;
 mod rotation;
