@@ -80,6 +80,8 @@ impl Inbound {
     }
 
     async fn connection(self, stream: TcpStream, peer: SocketAddr, mut draining: Draining) {
+        // Waited for until the end; the other is gone when it has heard of a drain.
+        let _held = draining.clone();
         let Ok(local) = stream.local_addr() else { return };
         let (local, peer) = (canonical(local), canonical(peer));
         let (port, app, original) = match self.to {

@@ -73,6 +73,8 @@ impl Redirected {
     }
 
     async fn connection(self, mut stream: TcpStream, peer: SocketAddr, mut draining: Draining) {
+        // Waited for until the end; the other is gone when it has heard of a drain.
+        let _held = draining.clone();
         let Ok(local) = stream.local_addr() else { return };
         let (local, peer) = (canonical(local), canonical(peer));
         let original = match self.loops.original(&stream) {
@@ -124,7 +126,6 @@ impl Redirected {
             let io = Rewind::new(stream, first.freeze());
             return Box::pin(serve::http(io, spoken, connection, self.client, stop)).await;
         }
-        let _draining = draining;
         Box::pin(bytes(self.mesh, stream, first, outgoing, original, connection, self.detect_timeout)).await;
     }
 }

@@ -107,6 +107,12 @@ pub(crate) async fn http<I, S, R>(
             // Boxed, because hyper moves a request's future about before it runs, and it is large.
             let handler = service_fn(move |request| Box::pin(handler.call(request)));
             let mut connection = Box::pin(server.serve_connection(TokioIo::new(Gather::new(io)), handler));
+            // Who has only just connected did so for a request, and is not sent away without it.
+            let young = tokio::time::Instant::now() + DRAIN_LINGER;
+            let stop = async move {
+                stop.await;
+                tokio::time::sleep_until(young).await;
+            };
             tokio::select! {
                 done = connection.as_mut() => done,
                 // GOAWAY loses nothing: what was sent before the peer saw it is still answered.
