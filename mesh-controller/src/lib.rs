@@ -13,6 +13,7 @@ pub mod authority;
 pub mod crds;
 pub mod event;
 pub mod inject;
+mod kubernetes;
 mod logging;
 pub mod metrics;
 pub mod plane;

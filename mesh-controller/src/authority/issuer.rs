@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use mesh_core::identity::SpiffeId;
 use mesh_tls::Clock;
 use mesh_tls::clock::utc;
 use mesh_xds::ca::{IssueError, IssueRequest, Issuer};
@@ -33,18 +34,26 @@ impl Authority {
         Self { ca, tokens, clock, metrics }
     }
 
-    /// Certifies the key of a request to whom the token names, and to nobody else. Each answer is a line of
-    /// the log and a count.
+    /// Certifies the key of a request to whom the token names, and to nobody else; a connection that has
+    /// `shown` a certificate must be the same. Each answer is a line of the log and a count.
     ///
     /// # Errors
     /// When the token or the request is not good, or Kubernetes cannot be asked.
-    pub async fn certify(&self, token: &str, csr_pem: &str, life: Duration) -> Result<Issued, IssueError> {
-        let holder = self.tokens.who(token).await.map_err(|refused| {
+    pub async fn certify(
+        &self,
+        token: &str,
+        csr_pem: &str,
+        life: Duration,
+        shown: Option<&SpiffeId>,
+    ) -> Result<Issued, IssueError> {
+        let holder = self.tokens.who(token, shown).await.map_err(|refused| {
             let reason = refused.reason.as_str();
             self.refused(reason, None, &refused.message);
             match refused.reason {
                 Reason::Unavailable => IssueError::Unavailable(refused.message),
-                Reason::NoPod | Reason::NotAnAccount => IssueError::Denied(refused.message),
+                Reason::NoPod | Reason::NotAnAccount | Reason::AnotherIdentity => {
+                    IssueError::Denied(refused.message)
+                }
                 _ => IssueError::Unauthenticated(refused.message),
             }
         })?;
@@ -81,7 +90,9 @@ impl Authority {
 
 impl Issuer for Authority {
     async fn issue(&self, request: IssueRequest) -> Result<Vec<String>, IssueError> {
-        let issued = self.certify(request.token.as_str(), &request.csr_pem, request.lifetime).await?;
+        let shown = request.peer.as_ref().map(|peer| &peer.identity);
+        let token = request.token.as_str();
+        let issued = self.certify(token, &request.csr_pem, request.lifetime, shown).await?;
         Ok(issued.chain)
     }
 }

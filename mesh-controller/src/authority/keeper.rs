@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::ca::{CA_CERT, CA_KEY, CERT_CHAIN, Ca, CaError, Files, ROOT_CERT, ROOT_KEY};
 use super::{issuer, make};
+use crate::kubernetes::told;
 use crate::metrics::Metrics;
 
 /// How often the Secrets are looked at, when all is well.
@@ -45,7 +46,7 @@ pub struct KeeperSettings {
 #[non_exhaustive]
 pub enum KeeperError {
     /// The API server does not answer, or does not allow it.
-    #[error("Secret {name}: {error}")]
+    #[error("Secret {name}: {}", told(.error))]
     Kubernetes {
         /// The Secret, as `NAMESPACE/NAME`.
         name: String,

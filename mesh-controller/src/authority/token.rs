@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::ca::Holder;
 pub use super::cache::CacheLimits;
 use super::cache::{Cache, Hash};
+use crate::kubernetes::told;
 use crate::metrics::Metrics;
 
 /// Where a review says to which pod a token is bound.
@@ -71,6 +72,8 @@ pub enum Reason {
     NotAnAccount,
     /// It is bound to no pod.
     NoPod,
+    /// The connection has proved to be somebody else.
+    AnotherIdentity,
     /// Kubernetes cannot be asked now, and nothing good is known of it.
     Unavailable,
 }
@@ -84,6 +87,7 @@ impl Reason {
             Self::NotAuthenticated => "not_authenticated",
             Self::NotAnAccount => "not_an_account",
             Self::NoPod => "no_pod",
+            Self::AnotherIdentity => "another_identity",
             Self::Unavailable => "unavailable",
         }
     }
@@ -132,15 +136,22 @@ impl Tokens {
         Self { client, settings, cache, room, clock, metrics }
     }
 
-    /// Whose `token` is.
+    /// Whose `token` is; on a connection that has `shown` a certificate, it has to be that one's.
     ///
     /// What was said less than a minute ago is not asked again. When Kubernetes cannot be asked, a token that
     /// was good counts until it expires, within the cache's limit.
     ///
     /// # Errors
     /// See [`Reason`].
-    pub async fn who(&self, token: &str) -> Result<Holder, Refused> {
+    pub async fn who(&self, token: &str, shown: Option<&SpiffeId>) -> Result<Holder, Refused> {
         let (how, said) = self.decide(token).await;
+        let said = said.and_then(|reviewed| {
+            if shown.is_none_or(|shown| *shown == reviewed.holder.id) {
+                return Ok(reviewed);
+            }
+            let message = "the token is another's than the connection's certificate";
+            Err(Refused::new(Reason::AnotherIdentity, message))
+        });
         self.metrics.token(said.as_ref().map_or_else(|refused| refused.reason.as_str(), |_| how));
         said.map(|reviewed| reviewed.holder)
     }
@@ -160,7 +171,7 @@ impl Tokens {
             Ok(Ok(status)) => status,
             failed => {
                 let why = match failed {
-                    Ok(Err(error)) => error.to_string(),
+                    Ok(Err(error)) => told(&error),
                     _ => format!("no answer in {:?}", self.settings.limits.timeout),
                 };
                 let stale = self.cache().stale(hash, Instant::now(), self.clock.now());

@@ -6,6 +6,7 @@
 //! | good or bad | does not answer, and knows nothing of it | good | is the certificate's |
 //! | good or bad | does not answer, and knows nothing of it | none | `UNAVAILABLE`: the proxy keeps what it has and comes again |
 //! | bad | answers | | `UNAUTHENTICATED` |
+//! | good | | another's | `UNAUTHENTICATED` |
 //! | none | | good | is the certificate's |
 //! | none | | none | `UNAUTHENTICATED` |
 //!
@@ -112,7 +113,7 @@ async fn who(tokens: &Tokens, token: Option<String>, shown: Option<Peer>) -> Res
         let message = "neither a token (authorization: Bearer TOKEN) nor a certificate says who asks";
         return shown.ok_or_else(|| Status::unauthenticated(message));
     };
-    match tokens.who(&token).await {
+    match tokens.who(&token, shown.as_ref().map(|peer| &peer.identity)).await {
         Ok(holder) => {
             let namespace = holder.id.namespace().unwrap_or_default();
             let workload = holder.pod.as_ref().map(|pod| format!("{namespace}/{pod}").into());

@@ -17,6 +17,7 @@ use super::drain::Draining;
 use super::http::{JSON, Page, TEXT, page, serve_connection, whole, wrong_method};
 use super::identity::ServerTls;
 use crate::inject::{Labels, Settings};
+use crate::kubernetes::told;
 use crate::metrics::Metrics;
 use crate::webhook::{NotAReview, mutate, validate};
 
@@ -147,7 +148,11 @@ impl Webhooks {
         match tokio::time::timeout(NAMESPACE_TIMEOUT, api.get_metadata(namespace)).await {
             Ok(Ok(found)) => Some(found.metadata.labels.unwrap_or_default()),
             Ok(Err(error)) => {
-                tracing::warn!(namespace, %error, "the labels of a namespace cannot be found out");
+                tracing::warn!(
+                    namespace,
+                    error = told(&error),
+                    "the labels of a namespace cannot be found out"
+                );
                 None
             }
             Err(_) => None,

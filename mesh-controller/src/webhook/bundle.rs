@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::kubernetes::told;
 use crate::serve::identity::ServerTls;
 
 /// How often the configurations are looked at: so long one that somebody put back without its roots does not
@@ -95,7 +96,9 @@ where
     match tokio::time::timeout(LOOK_TIMEOUT, look).await {
         Ok(Ok(false)) => {}
         Ok(Ok(true)) => tracing::info!(kind, name, "the CA bundle was written"),
-        Ok(Err(error)) => tracing::warn!(kind, name, %error, "the CA bundle cannot be written; tried again"),
+        Ok(Err(error)) => {
+            tracing::warn!(kind, name, error = told(&error), "the CA bundle cannot be written; tried again")
+        }
         Err(_) => tracing::warn!(kind, name, "the API server does not answer; the CA bundle is tried again"),
     }
 }
