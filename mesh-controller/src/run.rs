@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use mesh_tls::Clock;
@@ -13,6 +14,9 @@ use tokio::sync::watch;
 use crate::args::RunArgs;
 use crate::logging;
 use crate::plane::{Cluster, Plane};
+
+/// How long a connection to the API server may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
@@ -29,9 +33,13 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(args: RunArgs) -> anyhow::Result<()> {
-    let client = kube::Client::try_default()
+    let mut config = kube::Config::infer()
         .await
         .context("the API server cannot be found: run in a pod, or set KUBECONFIG")?;
+    // Each room knows how long its question may take, and asks again by itself.
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    let client = kube::Client::try_from(config).context("the API server cannot be spoken to")?;
     // Nobody watches the cluster yet: the controller is never ready, and serves its admin pages alone.
     let nothing = |_: &Peer, _: ResourceType, _: &str| Answer::Absent;
     let discovery = Discovery::new(nothing, ServerLimits::default());

@@ -38,6 +38,7 @@ impl Fake {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let mut config = kube::Config::new(url);
+        config.default_retry = false;
         config.read_timeout = Some(Duration::from_secs(30));
         let state = Arc::<Mutex<State>>::default();
         let served = Arc::clone(&state);
