@@ -133,6 +133,10 @@ impl Published {
 #[derive(Debug)]
 struct KnownHost {
     fingerprint: Fingerprint,
+    /// The names by which it is called.
+    domains: Vec<Arc<str>>,
+    /// Its place among all: of two with one name the first has it.
+    rank: usize,
     routes: Arc<HostRoutes>,
     tcp: Vec<(u16, TcpRoutes)>,
     /// The hosts that its routes lead to; when one of them changes, so do the routes' clusters.
@@ -293,21 +297,17 @@ impl World {
     fn routes(&mut self, store: &Store, workload: &Arc<Workload>, all: &mut Vec<Diagnostic>) -> RouteTable {
         let find = |host: &str| store.outbound(workload, host);
         let served = store.hosts(workload).filter_map(|entry| {
-            let outbound = store.outbound(workload, &entry.host)?;
-            Some(Served { host: entry.host, domains: entry.domains, outbound, fresh: true })
+            let outbound = Arc::new(store.outbound(workload, &entry.host)?);
+            Some(Served { host: entry.host, outbound, alone: false, fresh: true })
         });
-        let mut clusters = Clusters {
-            find: &find,
-            options: store.options(),
-            workload,
-            registry: &self.registry,
-            used: HashSet::new(),
-        };
-        let (table, _) = compile_all(&mut self.hosts, &mut clusters, served, all);
-        table
+        let registry = &self.registry;
+        let options = store.options();
+        let mut clusters = Clusters { find: &find, options, workload, registry, used: HashSet::new() };
+        compile_all(&mut self.hosts, &mut clusters, served, all);
+        table(&self.hosts)
     }
 
-    /// Compiles the hosts that are served; says whether the table has become another one.
+    /// Compiles the hosts that are served; the table, where it has become another one.
     #[cfg(feature = "control-plane")]
     pub(crate) fn serve(
         &mut self,
@@ -316,10 +316,10 @@ impl World {
         find: &dyn Fn(&str) -> Option<Outbound>,
         served: Vec<Served>,
         all: &mut Vec<Diagnostic>,
-    ) -> (RouteTable, bool) {
+    ) -> Option<RouteTable> {
         let registry = &self.registry;
         let mut clusters = Clusters { find, options, workload, registry, used: HashSet::new() };
-        compile_all(&mut self.hosts, &mut clusters, served, all)
+        compile_all(&mut self.hosts, &mut clusters, served, all).then(|| table(&self.hosts))
     }
 
     /// The hosts that are compiled, each with the hosts that its clusters belong to.
@@ -333,8 +333,9 @@ impl World {
 #[derive(Debug)]
 pub(crate) struct Served {
     pub(crate) host: Arc<str>,
-    pub(crate) domains: Vec<Arc<str>>,
-    pub(crate) outbound: Outbound,
+    pub(crate) outbound: Arc<Outbound>,
+    /// Whether it is known by `host` and no other name.
+    pub(crate) alone: bool,
     /// Whether something that it is made from may have changed.
     pub(crate) fresh: bool,
 }
@@ -346,37 +347,42 @@ fn compile_all(
     clusters: &mut Clusters<'_>,
     served: impl IntoIterator<Item = Served>,
     all: &mut Vec<Diagnostic>,
-) -> (RouteTable, bool) {
+) -> bool {
     let mut before = std::mem::take(hosts);
     let mut changed = false;
-    let mut short: Vec<(Vec<Arc<str>>, Arc<HostRoutes>)> = Vec::new();
-    let mut builder = RouteTable::builder();
-    for Served { host, domains, outbound, fresh } in served {
-        let fingerprint = outbound.fingerprint();
+    for (rank, Served { host, outbound, alone, fresh }) in served.into_iter().enumerate() {
         let known = before.remove(&host).filter(|known| {
             if !fresh {
                 clusters.used.extend(known.clusters.keys().cloned());
                 return true;
             }
-            known.fingerprint == fingerprint && clusters.refresh(&known.clusters)
+            known.fingerprint == outbound.fingerprint() && clusters.refresh(&known.clusters)
         });
-        let known = known.unwrap_or_else(|| {
+        let mut known = known.unwrap_or_else(|| {
             changed = true;
-            clusters.compile(&outbound, fingerprint)
+            let domains = if alone { vec![Arc::clone(&host)] } else { outbound.domains().to_vec() };
+            clusters.compile(&outbound, domains)
         });
-        // A short form is another host's full name sometimes: full names come first.
-        builder = builder.host([&host], &known.routes);
-        short.push((domains, Arc::clone(&known.routes)));
+        known.rank = rank;
         add(all, known.diagnostics.iter().cloned());
         hosts.insert(host, known);
-    }
-    for (domains, routes) in short {
-        builder = builder.host(domains.iter(), &routes);
     }
     changed |= !before.is_empty();
     let used = &clusters.used;
     clusters.registry.retain(|key| used.contains(key));
-    (builder.build(), changed)
+    changed
+}
+
+/// The table of all hosts. A short form is another host's full name sometimes: full names come first, then the
+/// other names in the order of the hosts.
+fn table(hosts: &HashMap<Arc<str>, KnownHost>) -> RouteTable {
+    let mut all: Vec<(&Arc<str>, &KnownHost)> = hosts.iter().collect();
+    all.sort_unstable_by_key(|(_, known)| known.rank);
+    let builder =
+        all.iter().fold(RouteTable::builder(), |builder, (host, known)| builder.host([host], &known.routes));
+    let builder =
+        all.iter().fold(builder, |builder, (_, known)| builder.host(known.domains.iter(), &known.routes));
+    builder.build()
 }
 
 fn modes(found: &PeerAuthentications) -> TlsModes {
@@ -429,7 +435,7 @@ impl Clusters<'_> {
         })
     }
 
-    fn compile(&mut self, outbound: &Outbound, fingerprint: Fingerprint) -> KnownHost {
+    fn compile(&mut self, outbound: &Outbound, domains: Vec<Arc<str>>) -> KnownHost {
         let ports: Vec<(u16, Protocol)> = match outbound.service() {
             Some(service) => service.ports.iter().map(|p| (p.number, p.protocol)).collect(),
             // As in Istio: a host that no service stands behind is served on port 80.
@@ -474,7 +480,8 @@ impl Clusters<'_> {
             }
         }
         let routes = Arc::new(HostRoutes::new(outbound.host(), compiled));
-        KnownHost { fingerprint, routes, tcp, clusters, diagnostics }
+        let fingerprint = outbound.fingerprint();
+        KnownHost { fingerprint, domains, rank: 0, routes, tcp, clusters, diagnostics }
     }
 
     /// The cluster of a destination, with its newest settings and endpoints in force.

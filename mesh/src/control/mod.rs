@@ -116,7 +116,8 @@ impl ControlPlane {
     /// The client's limits, wide enough for the first calls that wait: each asks for two names under two types.
     fn client_limits(&self) -> ClientLimits {
         let waiting = self.client.waiting.max(self.first_calls.saturating_mul(4));
-        ClientLimits { waiting, wait: self.first_call_timeout, ..self.client.clone() }
+        // It is the first call that gives up, and is counted.
+        ClientLimits { waiting, wait: self.first_call_timeout.saturating_mul(2), ..self.client.clone() }
     }
 }
 

@@ -43,6 +43,8 @@ struct Inner {
     /// The namespace whose policies are everybody's, until it is told.
     root: Arc<str>,
     own: Option<Own>,
+    /// What the mesh had in common when all hosts were settled last.
+    settled: Option<StoreOptions>,
     each: Each,
     /// Whether what is missing counts as absent until it is told: everything is taken from a snapshot.
     alone: bool,
@@ -83,6 +85,7 @@ impl Configuration {
             name,
             root,
             own: None,
+            settled: None,
             each: Each::default(),
             alone: false,
             found: Vec::new(),
@@ -132,6 +135,9 @@ impl Configuration {
         let inner = self.inner();
         let clusters = inner.world.registry().all();
         let used: HashSet<_> = clusters.iter().filter(|c| c.take_used()).map(|c| c.key().clone()).collect();
+        if used.is_empty() {
+            return;
+        }
         let mut names: HashSet<&str> = HashSet::new();
         for (host, mut keys) in inner.world.compiled() {
             if keys.any(|key| used.contains(key)) {
@@ -365,6 +371,12 @@ impl Inner {
                 told.push(diagnostic);
             }
         }
+        let before = self.view.load().workload.clone();
+        let same = before.is_some_and(|b| b.labels == workload.labels && b.namespace == workload.namespace);
+        if same && self.settled.as_ref() == Some(&own.options) {
+            return self.publish(true);
+        }
+        self.settled = Some(own.options.clone());
         let all: HashSet<_> = self.each.slots.keys().cloned().collect();
         self.settle(&all, &HashSet::new());
     }
@@ -423,21 +435,18 @@ impl Inner {
             }
             let touched =
                 changed(name) || (!slot.needs.is_empty() && each.closure(name).into_iter().any(&changed));
-            // A name below a wildcard that cannot be asked for itself is served under that name alone.
-            let own_name = known.outbound.host() == &**name;
-            let domains = if own_name { known.outbound.domains().to_vec() } else { vec![Arc::clone(name)] };
             Some(Served {
                 host: Arc::clone(name),
-                domains,
-                outbound: known.outbound.clone(),
+                // A name below a wildcard that cannot be asked for itself is served under that name alone.
+                alone: known.outbound.host() != &**name,
+                outbound: Arc::clone(&known.outbound),
                 fresh: whole && (touched || !before),
             })
         });
         let mut served: Vec<Served> = served.collect();
         served.sort_unstable_by(|a, b| a.host.cmp(&b.host));
         let mut found = Vec::new();
-        let (table, new_table) = self.world.serve(&options, &workload, &find, served, &mut found);
-        if new_table {
+        if let Some(table) = self.world.serve(&options, &workload, &find, served, &mut found) {
             let table = Arc::new(table);
             self.each.table = Arc::clone(&table);
             self.world.out.routes.publish_arc(table);

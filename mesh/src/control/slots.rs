@@ -44,7 +44,7 @@ pub(super) struct Slot {
 #[derive(Debug, Clone)]
 pub(super) struct Known {
     pub(super) store: Store,
-    pub(super) outbound: Outbound,
+    pub(super) outbound: Arc<Outbound>,
 }
 
 /// Every host that was told of and every address, as whoever asks rarely sees them.
@@ -98,6 +98,7 @@ impl Slot {
         let endpoints = self.endpoints.content().map_or(&[][..], |endpoints| endpoints);
         let store = Store::of_host(options.clone(), resources.clone(), endpoints);
         let Some(outbound) = store.outbound(workload, name) else {
+            tracing::warn!(host = name, "what the control plane sent of a host says nothing of it");
             // Whoever sent it sees it otherwise; a host that is not understood is none.
             self.resources = Told::Absent;
             return self;
@@ -115,7 +116,7 @@ impl Slot {
             };
             self.needs = names.filter(real).map(Arc::from).collect();
         }
-        self.known = Some(Known { store, outbound });
+        self.known = Some(Known { store, outbound: Arc::new(outbound) });
         self
     }
 }
@@ -145,8 +146,8 @@ impl Each {
         names.iter().find_map(|name| {
             let slot = self.slots.get(name.as_str())?;
             match &slot.stands_for {
-                Some(other) => Some(self.slots.get(other)?.known.as_ref()?.outbound.clone()),
-                None => Some(slot.known.as_ref()?.outbound.clone()),
+                Some(other) => Some((*self.slots.get(other)?.known.as_ref()?.outbound).clone()),
+                None => Some((*slot.known.as_ref()?.outbound).clone()),
             }
         })
     }
@@ -170,6 +171,11 @@ impl Each {
 
     /// Whether everything is told that a host needs, and what that needs.
     pub(super) fn is_whole(&self, name: &str) -> bool {
+        if let Some(slot) = self.slots.get(name)
+            && slot.needs.is_empty()
+        {
+            return slot.is_told();
+        }
         let mut seen = HashSet::new();
         let mut next = vec![name];
         while let Some(name) = next.pop() {
