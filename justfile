@@ -107,6 +107,10 @@ cluster *ARGS:
 images:
     deploy/image/build
 
+# The definitions of the mesh's kinds that the chart installs, as the controller prints them.
+crds:
+    cargo run --quiet -p mesh-controller -- crds >deploy/chart/crds/mesh.yaml
+
 # The end-to-end tests in the cluster that `just cluster up` has started, or those that a word names.
 [positional-arguments]
 e2e *ARGS:

@@ -2,7 +2,8 @@
 
 use std::process::Stdio;
 
-use kube::{Client, Config};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{Api, Client, Config};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -26,6 +27,35 @@ pub async fn kubectl(arguments: &[&str], input: &str) -> Result<String, String> 
     let mut command = Command::new("kubectl");
     command.args(arguments);
     run(command, input).await
+}
+
+/// The namespace in which `e2e/run` installs the mesh.
+pub const SYSTEM: &str = "mesh-system";
+
+/// A client for a cluster in which the mesh is installed.
+///
+/// # Panics
+/// When it is not.
+pub async fn installed() -> Client {
+    let client = client().await;
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM);
+    if let Err(error) = deployments.get("mesh-controller").await {
+        panic!("the mesh is not installed, as `just e2e` does: {error}");
+    }
+    client
+}
+
+/// Runs `helm` with an administrator's rights; gives what it printed, or what it complained of.
+///
+/// # Errors
+/// With its standard error, when it ends with anything but 0.
+///
+/// # Panics
+/// When it cannot be started.
+pub async fn helm(arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new("helm");
+    command.args(arguments);
+    run(command, "").await
 }
 
 /// Starts or stops one of the cluster's programs, such as `kube-apiserver`.

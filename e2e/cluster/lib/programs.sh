@@ -18,13 +18,14 @@ programs_build() {
         local begun=$SECONDS fresh=$PROGRAMS.new
         rm -rf "$fresh"
         mkdir -p "$fresh"
-        cd "$here/programs"
+        cd "$here/programs" || exit
         for program in ./pause ./kube ./dns helm.sh/helm/v3/cmd/helm; do
             say "  go build $program"
             # Not linked to the machine's C library: `pause` runs in an image without one.
-            CGO_ENABLED=0 nice -n 5 go build -buildvcs=false -trimpath -ldflags="$(tr '\n' ' ' <ldflags)" -o "$fresh/" "$program" 9>&-
+            CGO_ENABLED=0 nice -n 5 go build -buildvcs=false -trimpath -ldflags="$(tr '\n' ' ' <ldflags)" \
+                -o "$fresh/" "$program" 9>&- || exit
         done
-        cp kubectl "$fresh/"
+        cp kubectl "$fresh/" || exit
         touch "$fresh/complete"
         rm -rf "$PROGRAMS"
         mv "$fresh" "$PROGRAMS"

@@ -1,3 +1,4 @@
 //! End-to-end tests in a real cluster: `just cluster up && just e2e`.
 
+mod chart;
 mod plain;
