@@ -63,7 +63,7 @@ impl Scene {
     fn with(limits: ClientLimits) -> Self {
         let client = Client::new("default/web-1", limits);
         let wanted = Wanted::Named { namespace: "default".into(), name: "web-1".into() };
-        let world = World::new(StoreOptions::default(), wanted, None, None);
+        let world = World::new(StoreOptions::default(), wanted, None, None, None);
         let registry = Arc::clone(world.registry());
         let configuration =
             Configuration::new(world, client.clone(), "default/web-1".into(), "istio-system".into());
