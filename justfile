@@ -120,6 +120,11 @@ e2e *ARGS:
 bench *ARGS:
     bench/run {{ ARGS }}
 
+# The controller with a real API server and simulated proxies. Needs Go; not part of `all`: it wants an idle machine.
+[positional-arguments]
+bench-controller *ARGS:
+    @bench/controller/run "$@"
+
 # The pure decisions on their own, or those that a word names, such as `route`. Not part of `all`.
 bench-decisions *ARGS:
     cargo bench -p mesh-bench --bench decisions -- {{ ARGS }}

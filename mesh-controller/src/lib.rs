@@ -14,11 +14,16 @@ pub mod crds;
 pub mod event;
 pub mod inject;
 mod kubernetes;
+pub mod leader;
 mod logging;
 pub mod metrics;
 pub mod plane;
+mod queue;
 mod run;
 pub mod serve;
+pub mod shared;
+pub mod status;
+pub mod watch;
 pub mod webhook;
 pub mod world;
 

@@ -1,7 +1,7 @@
 //! What the controller counts.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use mesh_xds::server::ServerCounters;
@@ -20,7 +20,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// What the controller counts. Every label has a fixed set of values.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
+    registry: Mutex<Registry>,
     issued: Counter,
     refused: Family<Reason, Counter>,
     tokens: Family<Outcome, Counter>,
@@ -124,7 +124,7 @@ impl Metrics {
         );
         registry.register("leader", "1 while this replica is the one that writes", leader.clone());
         Self {
-            registry,
+            registry: Mutex::new(registry),
             issued,
             refused,
             tokens,
@@ -142,8 +142,25 @@ impl Metrics {
     pub fn page(&self) -> String {
         let mut page = String::new();
         // Writing into a String does not fail.
-        let _ = text::encode(&mut page, &self.registry);
+        let _ = text::encode(&mut page, &self.registry());
         page
+    }
+
+    /// Others register what they count, under the prefix `mesh_controller`.
+    ///
+    /// ```
+    /// use prometheus_client::metrics::gauge::Gauge;
+    ///
+    /// let metrics = mesh_controller::metrics::Metrics::new();
+    /// metrics.register(|registry| registry.register("moons", "How many there are", Gauge::<i64>::default()));
+    /// assert!(metrics.page().contains("mesh_controller_moons 0"));
+    /// ```
+    pub fn register(&self, others: impl FnOnce(&mut Registry)) {
+        others(&mut self.registry());
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A certificate was issued.

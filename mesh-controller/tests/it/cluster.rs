@@ -205,8 +205,9 @@ async fn the_api_server_asks_the_webhooks_and_believes_the_bundle_that_was_writt
         let made = pods.create(&PostParams::default(), &pod(&format!("app-{n}"))).await;
         let made = made.map_err(|error| error.to_string())?;
         let containers = made.spec.and_then(|spec| spec.init_containers).unwrap_or_default();
-        let has =
-            containers.iter().any(|c| c.name == "mesh-proxy" && c.restart_policy.as_deref() == Some("Always"));
+        let has = containers
+            .iter()
+            .any(|c| c.name == "mesh-proxy" && c.restart_policy.as_deref() == Some("Always"));
         has.then_some(()).ok_or_else(|| format!("{containers:?}"))
     })
     .await;
