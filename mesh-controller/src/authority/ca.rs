@@ -100,6 +100,8 @@ struct Link {
     issuer: Vec<u8>,
     not_before: SystemTime,
     not_after: SystemTime,
+    /// How many authorities may stand below it.
+    below: Option<u32>,
 }
 
 impl Ca {
@@ -345,7 +347,7 @@ fn links(file: &[u8]) -> Result<Vec<Link>, String> {
 }
 
 fn link(der: CertificateDer<'static>) -> Result<Link, String> {
-    let (subject, issuer, not_before, not_after) = {
+    let (subject, issuer, not_before, not_after, below) = {
         let (rest, cert) =
             X509Certificate::from_der(&der).map_err(|e| format!("it is no certificate: {e}"))?;
         if !rest.is_empty() {
@@ -364,9 +366,11 @@ fn link(der: CertificateDer<'static>) -> Result<Link, String> {
         };
         let validity = cert.validity();
         let names = (cert.subject().as_raw().to_vec(), cert.issuer().as_raw().to_vec());
-        (names.0, names.1, time(validity.not_before), time(validity.not_after))
+        let constraints = cert.basic_constraints().ok().flatten();
+        let below = constraints.and_then(|constraints| constraints.value.path_len_constraint);
+        (names.0, names.1, time(validity.not_before), time(validity.not_after), below)
     };
-    Ok(Link { der, subject, issuer, not_before, not_after })
+    Ok(Link { der, subject, issuer, not_before, not_after, below })
 }
 
 fn key(file: &[u8]) -> Result<KeyPair, String> {
@@ -401,6 +405,17 @@ fn between<'a>(first: &'a Link, others: &'a [Link], roots: &[Link]) -> Result<Ve
             ));
         };
         at = next;
+    }
+    // Not every library looks at a root's own constraint, so a proof by one of them does not show it.
+    let allows = |link: &Link, n: usize| {
+        link.below.is_none_or(|most| usize::try_from(most).is_ok_and(|most| n <= most))
+    };
+    let last = chain.last().map_or(first, |last| last);
+    let root_allows = roots.iter().any(|root| root.subject == last.issuer && allows(root, chain.len()));
+    if !root_allows || chain.iter().enumerate().any(|(n, link)| !allows(link, n)) {
+        return Err(
+            "one of its certificates, or the root, allows fewer authorities below it (pathlen)".to_owned()
+        );
     }
     Ok(chain)
 }
