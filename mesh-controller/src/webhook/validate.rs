@@ -121,3 +121,119 @@ fn complaints(root: &str, namespace: &str, object: &Value) -> Vec<Diagnostic> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn review(operation: &str, object: &Value) -> Value {
+        json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {"uid": "7", "namespace": "shop", "operation": operation, "object": object},
+        })
+    }
+
+    fn answer(review: &Value) -> Value {
+        let answer = validate("istio-system", review).unwrap();
+        assert_eq!(answer["response"]["uid"], "7");
+        answer["response"].clone()
+    }
+
+    fn object(kind: &str, spec: &Value) -> Value {
+        let group = match kind {
+            "AuthorizationPolicy" | "PeerAuthentication" => "security.istio.io",
+            _ => "networking.istio.io",
+        };
+        json!({
+            "apiVersion": format!("{group}/v1"), "kind": kind, "spec": spec,
+            "metadata": {
+                "name": "a", "namespace": "shop", "uid": "u", "generation": 3, "resourceVersion": "9",
+                "creationTimestamp": "2024-05-01T00:00:00Z",
+                "managedFields": [{"manager": "kubectl", "fieldsV1": {"f:spec": {}}}],
+                "ownerReferences": [{"kind": "Application", "name": "shop", "uid": "o", "apiVersion": "a/v1"}],
+                "finalizers": ["a.example/b"],
+            },
+            "status": {"conditions": [{"type": "Reconciled", "status": "True"}], "observedGeneration": 3},
+        })
+    }
+
+    #[test]
+    fn what_would_be_in_force_is_allowed_whatever_else_the_api_server_sends() {
+        let good = object(
+            "VirtualService",
+            &json!({
+                "hosts": ["reviews"], "http": [{"route": [{"destination": {"host": "reviews"}}]}],
+            }),
+        );
+        for operation in ["CREATE", "UPDATE"] {
+            assert_eq!(answer(&review(operation, &good))["allowed"], true, "{operation}");
+        }
+        // One whose name is made up later.
+        let mut generated = good.clone();
+        generated["metadata"] = json!({"generateName": "reviews-"});
+        assert_eq!(answer(&review("CREATE", &generated))["allowed"], true);
+        let empty = object("PeerAuthentication", &json!({}));
+        assert_eq!(answer(&review("CREATE", &empty))["allowed"], true);
+    }
+
+    #[test]
+    fn what_would_not_is_refused_with_resource_and_field() {
+        for (kind, spec, field) in [
+            (
+                "VirtualService",
+                json!({"hosts": ["a"], "http": [{"timeout": "soon"}]}),
+                "spec.http[0].timeout",
+            ),
+            ("VirtualService", json!({"hosts": "a"}), "spec.hosts"),
+            ("AuthorizationPolicy", json!({"action": "PERMIT"}), "spec.action"),
+            ("PeerAuthentication", json!({"mtls": {"mode": "STRCT"}}), "spec.mtls.mode"),
+            (
+                "DestinationRule",
+                json!({"host": "a", "subsets": [{"name": "v1"}, {"name": "v1"}]}),
+                "spec.subsets",
+            ),
+        ] {
+            let said = answer(&review("CREATE", &object(kind, &spec)));
+            assert_eq!(said["allowed"], false, "{kind} {spec}");
+            assert_eq!(said["status"]["code"], 422);
+            let message = said["status"]["message"].as_str().unwrap();
+            assert!(message.starts_with(&format!("{kind} shop/a: {field}")), "{message}");
+            assert!(!message.contains("is not applied") && !message.contains("refuses all"), "{message}");
+        }
+    }
+
+    #[test]
+    fn complaints_are_bounded() {
+        let routes: Vec<_> = (0..1000).map(|_| json!({"timeout": "soon"})).collect();
+        let said =
+            answer(&review("CREATE", &object("VirtualService", &json!({"hosts": ["a"], "http": routes}))));
+        let message = said["status"]["message"].as_str().unwrap();
+        assert!(message.lines().count() <= MAX_COMPLAINTS + 1, "{message}");
+    }
+
+    #[test]
+    fn what_is_none_of_its_business_is_allowed() {
+        let bad = object("VirtualService", &json!({"hosts": 7}));
+        assert_eq!(answer(&review("DELETE", &bad))["allowed"], true);
+        assert_eq!(answer(&review("DELETE", &Value::Null))["allowed"], true);
+        assert_eq!(answer(&review("CONNECT", &bad))["allowed"], true);
+        let mut status = review("UPDATE", &bad);
+        status["request"]["subResource"] = json!("status");
+        assert_eq!(answer(&status)["allowed"], true);
+        let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}});
+        assert_eq!(answer(&review("CREATE", &deployment))["allowed"], true);
+        assert!(validate("istio-system", &json!({"kind": "Pod"})).is_err());
+    }
+
+    #[test]
+    fn of_what_makes_no_difference_it_is_warned() {
+        let spec = json!({"hosts": ["a"], "http": [{
+            "route": [{"destination": {"host": "a"}}], "match": [{"statPrefix": "x"}],
+        }]});
+        let said = answer(&review("CREATE", &object("VirtualService", &spec)));
+        assert_eq!(said["allowed"], true, "{said}");
+        for warning in said["warnings"].as_array().into_iter().flatten() {
+            assert!(warning.as_str().unwrap().len() <= MAX_WARNING);
+        }
+    }
+}

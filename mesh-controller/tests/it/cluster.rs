@@ -195,9 +195,9 @@ async fn the_api_server_asks_the_webhooks_and_believes_the_bundle_that_was_writt
     // after they are written.
     let pods: Api<Pod> = Api::namespaced(client.clone(), "injected");
     let pod = |name: &str| {
-        object::<Pod>(
-            json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "app", "image": "app"}]}}),
-        )
+        object::<Pod>(json!({"metadata": {"name": name}, "spec": {
+            "serviceAccountName": "app", "containers": [{"name": "app", "image": "app"}],
+        }}))
     };
     let mut n = 0;
     mesh_test::wait::until_ok(PATIENCE, "a sidecar", async || {
@@ -253,4 +253,20 @@ async fn the_api_server_asks_the_webhooks_and_believes_the_bundle_that_was_writt
     mutating.create(&PostParams::default(), &injector).await.unwrap();
     mesh_test::wait::until(PATIENCE, "the bundles again", written).await;
     running.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs kube-apiserver"]
+async fn the_program_starts_says_what_it_waits_for_and_ends_when_told() {
+    let real = Real::start().await;
+    namespace(&real.client, "mesh-system", json!({})).await;
+    let ports = [(); 3].map(|()| format!("127.0.0.1:{}", mesh_test::ports::free()));
+    let args =
+        ["run", "--listen", &ports[0], "--webhook", &ports[1], "--admin", &ports[2], "--drain", "100ms"];
+    let kubeconfig = [("KUBECONFIG", real.kubeconfig())];
+    let program = env!("CARGO_BIN_EXE_mesh-controller");
+    let mut program = mesh_test::process::Proc::spawn_with(program, args, kubeconfig);
+    program.wait_for_line("a CA is in force", PATIENCE).await;
+    program.terminate();
+    assert!(program.wait(PATIENCE).await.success());
 }

@@ -147,12 +147,22 @@ async fn the_admin_pages_show_the_proxies() {
     let (status, page) = running.admin("/metrics").await;
     assert_eq!(status, StatusCode::OK);
     assert!(page.ends_with("# EOF\n") && page.contains("mesh_controller_proxies 0"), "{page}");
-    running.who(Some(&good), None).await.unwrap();
-    assert_eq!(running.metric("mesh_controller_streams_opened_total").await, 1);
+    let stream = running.stream(Some(&good), None).await.unwrap();
+    assert_eq!(running.metric("mesh_controller_proxies").await, 1);
+    assert_eq!(running.metric("mesh_controller_pushes_total").await, 1);
     let (status, page) = running.admin("/debug/proxies?workload=shop/web-1").await;
     assert_eq!(status, StatusCode::OK);
     let page: Value = serde_json::from_str(&page).unwrap();
-    assert!(page["proxies"].is_array());
+    let proxy = &page["proxies"][0];
+    assert_eq!(proxy["identity"], "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!(proxy["workload"], "shop/web-1");
+    assert_eq!(proxy["types"][0]["type"], "Address");
+    assert_eq!(proxy["types"][0]["names"], serde_json::json!(["10.0.0.1"]));
+    assert!(proxy["types"][0]["inFlightSeconds"].is_number(), "it has not been taken yet: {proxy}");
+    let (_, page) = running.admin("/debug/proxies?workload=shop/web-2").await;
+    let page: Value = serde_json::from_str(&page).unwrap();
+    assert_eq!((&page["connected"], &page["shown"]), (&1.into(), &0.into()));
+    drop(stream);
     assert_eq!(running.admin("/nowhere").await.0, StatusCode::NOT_FOUND);
     running.stop().await;
 }

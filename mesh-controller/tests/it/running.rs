@@ -48,6 +48,13 @@ pub(crate) struct Identity {
     pub(crate) key: KeyPair,
 }
 
+/// An open discovery stream.
+pub(crate) struct Stream {
+    pub(crate) who: Vec<String>,
+    _requests: tokio::sync::mpsc::Sender<DeltaDiscoveryRequest>,
+    _responses: tonic::Streaming<DeltaDiscoveryResponse>,
+}
+
 impl Running {
     /// One that still waits for its cluster.
     pub(crate) fn start(client: kube::Client, extra: &[&str]) -> Self {
@@ -196,6 +203,15 @@ impl Running {
         token: Option<&str>,
         shown: Option<&Identity>,
     ) -> Result<Vec<String>, Status> {
+        self.stream(token, shown).await.map(|stream| stream.who)
+    }
+
+    /// As [`who`](Self::who), with the stream that has told it.
+    pub(crate) async fn stream(
+        &self,
+        token: Option<&str>,
+        shown: Option<&Identity>,
+    ) -> Result<Stream, Status> {
         let mut client = AggregatedDiscoveryServiceClient::new(self.channel(shown).await);
         let (requests, receiver) = tokio::sync::mpsc::channel(1);
         let subscribe = DeltaDiscoveryRequest {
@@ -216,7 +232,8 @@ impl Running {
         let Ok(Payload::Address(address)) = Payload::decode(ResourceType::Address, content) else {
             panic!("no address")
         };
-        Ok(address.hosts.iter().map(ToString::to_string).collect())
+        let who = address.hosts.iter().map(ToString::to_string).collect();
+        Ok(Stream { who, _requests: requests, _responses: responses })
     }
 
     /// Posts to the port of the webhooks, as the API server does.
