@@ -34,7 +34,7 @@ fn expand(blocks: &BTreeMap<&str, Vec<Line<'_>>>, name: &str, at: &str, out: &mu
         match words.as_slice() {
             [field, block] if block.starts_with('@') => {
                 let path = join(&at, field);
-                expand(blocks, &block[1..], &path, out);
+                expand(blocks, block.trim_start_matches('@'), &path, out);
                 out.insert(path);
             }
             [field] if field.ends_with(':') => {
@@ -153,7 +153,8 @@ fn the_schemas_are_structural() {
 
 #[test]
 fn names_versions_and_columns_are_istios() {
-    let table: [(&str, &[&str], &[&str], &[&str]); 8] = [
+    type Row = (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
+    let table: [Row; 8] = [
         (
             "virtualservices.networking.istio.io",
             &["vs"],

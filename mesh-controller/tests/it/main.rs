@@ -1,7 +1,6 @@
 //! Tests with sockets: against a stand-in for the API server, and (ignored) against a real one.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::string_slice,
