@@ -145,6 +145,12 @@ impl Plane {
         self.notifier.names(kind)
     }
 
+    /// How many resources, and removals, were sent.
+    pub(crate) fn discovery_counts(&self) -> (u64, u64) {
+        let counts = self.discovery.counters().read();
+        (counts.resources, counts.removals)
+    }
+
     /// Why proxies refused what they were sent last.
     pub(crate) fn nacks(&self) -> Vec<String> {
         let proxies = self.discovery.proxies();
