@@ -286,6 +286,7 @@ async fn who_is_somebody_else_or_is_not_believed_does_not_become_ready_and_says_
     not_ready(&sidecar, "sa/admin").await;
     plane.set(|s| s.identity = mesh_test::ca::spiffe("default", "web"));
     sidecar.wait_ready(Duration::from_secs(PATIENCE)).await;
+    until_secs(PATIENCE, "the state", async || plane.file("state").join("private/identity").exists()).await;
     drop(sidecar);
 
     // Roots of another authority: the server is not believed. Once they are the right ones, it is.
@@ -297,6 +298,7 @@ async fn who_is_somebody_else_or_is_not_believed_does_not_become_ready_and_says_
     not_ready(&sidecar, "invalid peer certificate").await;
     plane.write("roots.pem", &good);
     sidecar.wait_ready(Duration::from_secs(PATIENCE)).await;
+    until_secs(PATIENCE, "the state", async || plane.file("state").join("private/identity").exists()).await;
     drop(sidecar);
 
     // What another workload left is not used.
