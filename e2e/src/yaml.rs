@@ -36,6 +36,11 @@ impl App {
         self
     }
 
+    /// The name of its Deployment.
+    pub fn full_name(&self) -> String {
+        self.version.as_ref().map_or_else(|| self.name.clone(), |version| format!("{}-{version}", self.name))
+    }
+
     /// How many pods.
     #[must_use]
     pub fn replicas(mut self, replicas: u32) -> Self {
@@ -73,7 +78,7 @@ pub fn image() -> String {
 impl fmt::Display for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = &self.name;
-        let full = self.version.as_ref().map_or_else(|| name.clone(), |version| format!("{name}-{version}"));
+        let full = self.full_name();
         if self.service {
             write!(
                 f,

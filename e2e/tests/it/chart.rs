@@ -74,7 +74,7 @@ async fn the_controller_may_do_what_it_needs_and_no_more() {
             &["watch", "pods", "-n", here][..],
             &["create", "tokenreviews"],
             &["patch", "virtualservices/status.networking.istio.io", "-n", here],
-            &["update", "configmap/mesh-root-cert", "-n", here],
+            &["patch", "configmap/mesh-root-cert", "-n", here],
             &["update", "secret/mesh-ca", "-n", SYSTEM],
             &["patch", "mutatingwebhookconfiguration/mesh-controller"],
         ] {
@@ -88,6 +88,7 @@ async fn the_controller_may_do_what_it_needs_and_no_more() {
             &["get", "configmap/another", "-n", here],
             &["delete", "configmap/mesh-root-cert", "-n", here],
             &["create", "pods", "-n", here],
+            &["watch", "nodes"],
             &["create", "pods/exec", "-n", here],
             &["patch", "virtualservices.networking.istio.io", "-n", here],
             &["create", "serviceaccounts/token", "-n", here],
