@@ -1,6 +1,6 @@
 //! Where a service's endpoints come from: EndpointSlices, Pods, WorkloadEntries, names.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::StoreOptions;
 use super::inbound::PeerAuthentications;
 use super::index::ByNamespace;
 use super::services::{ServiceInfo, ServicePort};
-use super::workloads::{Selection, Workload, WorkloadAddress, Workloads};
+use super::workloads::{Selection, Touched, Workload, WorkloadAddress, Workloads};
 use crate::cluster::EndpointAddress;
 use crate::facts::UpstreamAddr;
 use crate::protocol::Protocol;
@@ -67,6 +67,8 @@ pub(super) struct Sources<'a> {
     some_disable: bool,
     /// The ports of the endpoint before: most have the same.
     last_ports: RefCell<Arc<[BackendPort]>>,
+    /// Whether every endpoint of the service that is looked at has been found by its Pod's name so far.
+    by_names: Cell<bool>,
 }
 
 impl Backend {
@@ -149,6 +151,7 @@ impl<'a> Sources<'a> {
                 modes.into_iter().any(|mtls| mtls.mode == MutualTlsMode::Disable)
             }),
             last_ports: RefCell::default(),
+            by_names: Cell::new(true),
         }
     }
 
@@ -178,25 +181,45 @@ impl<'a> Sources<'a> {
 
     /// The endpoints of a Kubernetes Service: its slices, or else the ready Pods that it selects; and the
     /// WorkloadEntries that it selects.
-    pub(super) fn of_service(&self, service: &Resource<Service>, info: &ServiceInfo) -> Vec<Backend> {
+    /// Also says whether slices name the Pods of all of them.
+    pub(super) fn of_service(&self, service: &Resource<Service>, info: &ServiceInfo) -> (Vec<Backend>, bool) {
         let (meta, spec) = (&service.meta, &service.spec);
+        self.by_names.set(true);
         if info.resolution == ServiceEntryResolution::Dns {
             let address = WorkloadAddress::parse(spec.external_name.trim_end_matches('.'));
-            return address.into_iter().map(|a| Backend::unknown(&meta.namespace, a, &info.ports)).collect();
+            let unknown = |address| Backend::unknown(&meta.namespace, address, &info.ports);
+            return (address.into_iter().map(unknown).collect(), true);
         }
         let slices = self.slices(service);
         let mut found = slices.map_or_else(Vec::new, |slices| self.of_slices(slices, service, info));
         if spec.selector.is_empty() || (slices.is_some() && !self.workloads.has_entries()) {
-            return found;
+            return (found, self.by_names.get());
         }
         for workload in self.selection().select(&meta.namespace, &spec.selector) {
             if workload.is_pod() && (slices.is_some() || !usable(workload, spec.publish_not_ready_addresses))
             {
                 continue;
             }
+            self.by_names.set(false);
             found.extend(self.of_workload(workload, &info.ports));
         }
-        found
+        (found, self.by_names.get())
+    }
+
+    /// Whether none of `touched` makes a difference to a service whose slices name the Pods of all of its
+    /// endpoints and are the same as before.
+    pub(super) fn is_untouched(&self, service: &Resource<Service>, touched: &Touched) -> bool {
+        let namespace = service.meta.namespace.as_str();
+        let slices = self.slices(service);
+        let selects = !service.spec.selector.is_empty() && (slices.is_none() || self.workloads.has_entries());
+        if selects && touched.contains_key(namespace) {
+            return false;
+        }
+        let endpoints = slices.into_iter().flatten().flat_map(|slice| &slice.spec.endpoints);
+        endpoints.filter_map(|endpoint| endpoint.target_ref.as_ref()).all(|target| {
+            let of = if target.namespace.is_empty() { namespace } else { &target.namespace };
+            touched.get(of).is_none_or(|names| !names.contains(target.name.as_str()))
+        })
     }
 
     /// The endpoints of a ServiceEntry: those that it lists or selects, or the name that it gives them.
@@ -292,6 +315,9 @@ impl<'a> Sources<'a> {
             let of = if target.namespace.is_empty() { namespace } else { &target.namespace };
             self.workloads.of(of, &target.name).filter(|known| known.is_pod())
         });
+        if pod.is_none() {
+            self.by_names.set(false);
+        }
         let known = pod.or_else(|| match &address {
             WorkloadAddress::Ip(ip) => self.at(ip),
             WorkloadAddress::Name(_) => None,

@@ -9,7 +9,7 @@ use super::endpoints::{Backend, Sources};
 use super::hosts::{HostMap, fqdn};
 use super::services::{Known, Services};
 use super::visibility::{Export, Sidecars};
-use super::workloads::{Workload, Workloads};
+use super::workloads::{Touched, Workload, Workloads};
 use crate::resource::{
     AuthorizationPolicy, DestinationRule, EndpointSlice, Kind, Object, PeerAuthentication, Resource, Service,
     ServiceEntry, Sidecar, Telemetry, VirtualService,
@@ -127,8 +127,15 @@ impl Parts {
         }
         let pods = pods.iter().map(|pod| Arc::new(Workload::of_pod(options, pod))).collect();
         let entry = |entry: Arc<Resource<_>>| (Arc::new(Workload::of_entry(options, &entry)), entry);
+        let pods: Vec<Arc<Workload>> = pods;
+        let entries_of_workloads: Vec<_> = workload_entries.into_iter().map(entry).collect();
+        let all = pods.iter().chain(entries_of_workloads.iter().map(|(workload, _)| workload));
+        let mut touched = Touched::new();
+        for workload in all {
+            touched.entry(Arc::clone(&workload.namespace)).or_default();
+        }
         Self {
-            workloads: Some(Workloads::new(pods, workload_entries.into_iter().map(entry).collect())),
+            workloads: Some(Workloads::new(pods, entries_of_workloads, &Workloads::default(), &touched)),
             registry: Some(Registry { services, entries, slices, given: None }),
             virtual_services: Some(virtual_services),
             rules: Some(rules),
@@ -141,8 +148,9 @@ impl Parts {
 }
 
 impl Index {
-    /// An index of `parts`, and of those of `before` that are not among them.
-    pub(super) fn new(options: &StoreOptions, parts: Parts, before: &Self) -> Self {
+    /// An index of `parts`, and of those of `before` that are not among them. `touched` are the workloads that
+    /// are not what they were before.
+    pub(super) fn new(options: &StoreOptions, parts: Parts, before: &Self, touched: &Touched) -> Self {
         fn part<P, T>(new: Option<P>, before: &Arc<T>, make: impl FnOnce(P) -> T) -> Arc<T> {
             new.map_or_else(|| Arc::clone(before), |new| Arc::new(make(new)))
         }
@@ -150,8 +158,8 @@ impl Index {
         let peers = part(parts.peers, &before.peers, ByNamespace::new);
         let services = parts.registry.map(|registry| {
             let sources = Sources::new(options, &workloads, &registry.slices, &peers);
-            let unchanged = Arc::ptr_eq(&workloads, &before.workloads) && Arc::ptr_eq(&peers, &before.peers);
-            let known = Known { services: &before.services, unchanged };
+            let touched = Arc::ptr_eq(&peers, &before.peers).then_some(touched);
+            let known = Known { services: &before.services, touched };
             Services::new(options, &registry, &sources, &known)
         });
         Self {

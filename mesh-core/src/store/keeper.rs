@@ -1,12 +1,12 @@
 //! A store that follows its objects one by one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
 
 use super::index::{Index, List, Parts, Registry};
-use super::workloads::{Workload, Workloads};
+use super::workloads::{Touched, Workload, Workloads};
 use super::{Store, StoreOptions};
 use crate::diagnostic::ResourceRef;
 use crate::resource::{
@@ -41,10 +41,11 @@ use crate::resource::{
 /// ```
 pub struct Keeper {
     store: Store,
-    pods: HashMap<ResourceRef, KeptPod>,
+    /// In order, and so in the same order in every replica.
+    pods: BTreeMap<ResourceRef, Arc<Workload>>,
     workload_entries: HashMap<ResourceRef, (Arc<Workload>, Arc<Resource<WorkloadEntry>>)>,
-    /// Whether Pods or WorkloadEntries have changed since the last store.
-    workloads_changed: bool,
+    /// The Pods and WorkloadEntries that have changed since the last store.
+    touched: Touched,
     services: Kept<Service>,
     entries: Kept<ServiceEntry>,
     slices: Kept<EndpointSlice>,
@@ -55,11 +56,6 @@ pub struct Keeper {
     authorization: Kept<AuthorizationPolicy>,
     telemetry: Kept<Telemetry>,
     shared: Shared,
-}
-
-struct KeptPod {
-    workload: Arc<Workload>,
-    created: Arc<str>,
 }
 
 /// The objects of one kind.
@@ -75,9 +71,9 @@ impl Keeper {
     pub fn new(options: StoreOptions) -> Self {
         Self {
             store: Store::new(options, Vec::new()),
-            pods: HashMap::new(),
+            pods: BTreeMap::new(),
             workload_entries: HashMap::new(),
-            workloads_changed: false,
+            touched: Touched::new(),
             services: Kept::default(),
             entries: Kept::default(),
             slices: Kept::default(),
@@ -112,8 +108,8 @@ impl Keeper {
     /// Forgets an object; says whether it was there.
     pub fn remove(&mut self, object: &ResourceRef) -> bool {
         let removed = match object.kind() {
-            Pod::KIND => self.pods.remove(object).is_some(),
-            WorkloadEntry::KIND => self.workload_entries.remove(object).is_some(),
+            Pod::KIND => self.pods.remove(object),
+            WorkloadEntry::KIND => self.workload_entries.remove(object).map(|(workload, _)| workload),
             Service::KIND => return self.services.remove(object),
             ServiceEntry::KIND => return self.entries.remove(object),
             EndpointSlice::KIND => return self.slices.remove(object),
@@ -123,15 +119,17 @@ impl Keeper {
             PeerAuthentication::KIND => return self.peers.remove(object),
             AuthorizationPolicy::KIND => return self.authorization.remove(object),
             Telemetry::KIND => return self.telemetry.remove(object),
-            _ => false,
+            _ => None,
         };
-        self.workloads_changed |= removed;
-        removed
+        if let Some(workload) = &removed {
+            self.touch(workload);
+        }
+        removed.is_some()
     }
 
     /// The store of the objects as they are now.
     pub fn store(&mut self) -> Store {
-        let workloads = self.workloads_changed.then(|| self.workloads());
+        let workloads = (!self.touched.is_empty()).then(|| self.workloads());
         let peers = self.peers.list();
         let registry =
             workloads.is_some() || peers.is_some() || self.services.changed || self.entries.changed;
@@ -151,8 +149,8 @@ impl Keeper {
             authorization: self.authorization.list(),
             telemetry: self.telemetry.list(),
         };
-        self.workloads_changed = false;
-        let index = Index::new(&self.store.options, parts, &self.store.index);
+        let touched = std::mem::take(&mut self.touched);
+        let index = Index::new(&self.store.options, parts, &self.store.index, &touched);
         self.store = Store {
             options: Arc::clone(&self.store.options),
             index: Arc::new(index),
@@ -177,19 +175,14 @@ impl Keeper {
     fn put_pod(&mut self, pod: &Resource<Pod>) -> bool {
         let workload = Workload::of_pod(&self.store.options, pod);
         let key = pod.reference();
-        let created = &pod.meta.creation_timestamp;
-        if let Some(known) = self.pods.get(&key)
-            && *known.workload == workload
-            && *known.created == **created
-        {
+        if self.pods.get(&key).is_some_and(|known| **known == workload) {
             return false;
         }
         let workload = Arc::new(self.shared.workload(workload));
         // The name is kept once.
         let key = workload.resource.clone().unwrap_or(key);
-        let created = self.shared.texts.get(created.as_str().into());
-        self.pods.insert(key, KeptPod { workload, created });
-        self.workloads_changed = true;
+        self.touch(&workload);
+        self.pods.insert(key, workload);
         true
     }
 
@@ -201,25 +194,21 @@ impl Keeper {
         }
         let workload = Workload::of_entry(&self.store.options, &entry);
         let workload = Arc::new(self.shared.workload(workload));
+        self.touch(&workload);
         self.workload_entries.insert(key, (workload, entry));
-        self.workloads_changed = true;
         true
     }
 
+    fn touch(&mut self, workload: &Workload) {
+        let names = self.touched.entry(Arc::clone(&workload.namespace)).or_default();
+        names.insert(Arc::clone(&workload.name));
+    }
+
     fn workloads(&self) -> Workloads {
-        let mut pods: Vec<&KeptPod> = self.pods.values().collect();
-        pods.sort_unstable_by(|a, b| a.age_order().cmp(&b.age_order()));
         let mut entries: Vec<_> = self.workload_entries.values().cloned().collect();
         entries.sort_by(|(_, a), (_, b)| a.meta.age_order().cmp(&b.meta.age_order()));
-        Workloads::new(pods.into_iter().map(|pod| Arc::clone(&pod.workload)).collect(), entries)
-    }
-}
-
-impl KeptPod {
-    /// The same as that of its metadata.
-    fn age_order(&self) -> (bool, &str, &str, &str) {
-        let (name, namespace) = (&self.workload.name, &self.workload.namespace);
-        (self.created.is_empty(), &self.created, name, namespace)
+        let pods = self.pods.values().map(Arc::clone).collect();
+        Workloads::new(pods, entries, &self.store.index.workloads, &self.touched)
     }
 }
 

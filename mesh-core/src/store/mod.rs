@@ -162,7 +162,7 @@ impl Store {
         if let Some(registry) = &mut parts.registry {
             registry.given = given;
         }
-        let index = Index::new(&options, parts, &Index::default());
+        let index = Index::new(&options, parts, &Index::default(), &HashMap::new());
         Self { options: Arc::new(options), index: Arc::new(index), generation: 0, scopes: Arc::default() }
     }
 

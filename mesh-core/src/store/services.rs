@@ -11,7 +11,7 @@ use super::endpoints::{Backend, Slices, Sources, same_backends};
 use super::hosts::HostMap;
 use super::index::Registry;
 use super::visibility::{Export, Scope};
-use super::workloads::{Workload, WorkloadAddress};
+use super::workloads::{Touched, Workload, WorkloadAddress};
 use crate::cluster::ServiceName;
 use crate::protocol::Protocol;
 use crate::resource::service_entry::{ServiceEntryLocation, ServiceEntryResolution};
@@ -69,8 +69,8 @@ pub(super) enum Origin {
 #[derive(Debug)]
 pub(super) struct Known<'a> {
     pub(super) services: &'a Arc<Services>,
-    /// Whether neither workloads nor PeerAuthentications have changed since.
-    pub(super) unchanged: bool,
+    /// The workloads that have changed since; `None` where PeerAuthentications have, and with them anything.
+    pub(super) touched: Option<&'a Touched>,
 }
 
 /// ServiceEntries for one audience.
@@ -85,6 +85,8 @@ pub(super) struct ServiceData {
     pub(super) backends: Arc<[Backend]>,
     /// The slices that its endpoints come from.
     slices: Slices,
+    /// Whether these name the Pods of all of its endpoints.
+    by_names: bool,
     /// Names that certificates of its endpoints may carry beside (for Kubernetes) or instead of (for a
     /// ServiceEntry) those of their accounts.
     pub(super) alt_names: Vec<String>,
@@ -185,9 +187,10 @@ impl ServiceData {
     ) -> Self {
         let (meta, spec) = (&service.meta, &service.spec);
         let slices = sources.slices(service).map_or(&[][..], Vec::as_slice);
-        if before.unchanged
+        if let Some(touched) = before.touched
             && let Some(known) = before.services.made_from(service)
             && known.slices.iter().map(Arc::as_ptr).eq(slices.iter().map(Arc::as_ptr))
+            && (touched.is_empty() || (known.by_names && sources.is_untouched(service, touched)))
         {
             return Self {
                 info: Arc::clone(&known.info),
@@ -195,6 +198,7 @@ impl ServiceData {
                 export: known.export.clone(),
                 backends: Arc::clone(&known.backends),
                 slices: known.slices.clone(),
+                by_names: known.by_names,
                 alt_names: Vec::new(),
                 alias: known.alias.clone(),
             };
@@ -232,8 +236,10 @@ impl ServiceData {
             headless,
         };
         let export = meta.annotations.get(EXPORT_ANNOTATION).map_or("", String::as_str);
+        let (backends, by_names) = sources.of_service(service, &info);
         Self {
-            backends: sources.of_service(service, &info).into(),
+            backends: backends.into(),
+            by_names,
             slices: slices.to_vec(),
             export: Export::new(export.split(','), &meta.namespace),
             info: Arc::new(info),
@@ -283,6 +289,7 @@ impl ServiceData {
             origin: Origin::Entries(entries),
             backends: backends.into(),
             slices: Vec::new(),
+            by_names: false,
             alt_names,
             alias: None,
         })
@@ -315,7 +322,8 @@ impl Services {
         let of_service = |service| ServiceData::of_service(options, service, sources, before);
         let mut all: Vec<ServiceData> = services.iter().map(of_service).collect();
         let before = before.services;
-        let kubernetes: HashMap<(String, String), usize> = all
+        let beside = if entries.is_empty() { &[][..] } else { &all[..] };
+        let kubernetes: HashMap<(String, String), usize> = beside
             .iter()
             .enumerate()
             .map(|(at, s)| ((s.info.host.to_string(), s.info.namespace.to_string()), at))

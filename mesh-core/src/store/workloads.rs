@@ -1,6 +1,6 @@
 //! Workloads: Pods and WorkloadEntries, and how they are found by labels.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -219,23 +219,30 @@ fn owner<'a>(name: &'a str, labels: &Labels) -> &'a str {
 }
 
 /// Values by namespace and name.
-type ByName<T> = HashMap<Arc<str>, HashMap<Arc<str>, T>>;
+type ByName<T> = HashMap<Arc<str>, OfNamespace<T>>;
+/// Values by name.
+type OfNamespace<T> = HashMap<Arc<str>, T>;
+/// Names of workloads by namespace.
+pub(super) type Touched = HashMap<Arc<str>, HashSet<Arc<str>>>;
 
 /// Every workload.
 #[derive(Debug, Default)]
 pub(super) struct Workloads {
     /// The Pods by age, then the WorkloadEntries by age.
     all: Vec<Arc<Workload>>,
-    by_name: ByName<Arc<Workload>>,
+    /// Each namespace is shared with the store before, where nothing there has changed.
+    by_name: HashMap<Arc<str>, Arc<OfNamespace<Arc<Workload>>>>,
     /// What the WorkloadEntries were made from.
     entries: ByName<Arc<Resource<WorkloadEntry>>>,
 }
 
 impl Workloads {
-    /// Both lists are sorted by age.
+    /// Both lists are in order. `touched` are the workloads that are not what they were `before`.
     pub(super) fn new(
         pods: Vec<Arc<Workload>>,
         entries: Vec<(Arc<Workload>, Arc<Resource<WorkloadEntry>>)>,
+        before: &Self,
+        touched: &Touched,
     ) -> Self {
         let mut workloads = Self { all: pods, ..Self::default() };
         for (workload, entry) in entries {
@@ -243,11 +250,35 @@ impl Workloads {
             of_namespace.insert(Arc::clone(&workload.name), entry);
             workloads.all.push(workload);
         }
-        for workload in &workloads.all {
-            let names = workloads.by_name.entry(Arc::clone(&workload.namespace)).or_default();
+        let mut changed: ByName<Arc<Workload>> = HashMap::new();
+        for workload in workloads.all.iter().filter(|workload| touched.contains_key(&workload.namespace)) {
+            let names = changed.entry(Arc::clone(&workload.namespace)).or_default();
             names.entry(Arc::clone(&workload.name)).or_insert_with(|| Arc::clone(workload));
         }
+        let unchanged = before.by_name.iter().filter(|(namespace, _)| !touched.contains_key(*namespace));
+        let unchanged = unchanged.map(|(namespace, names)| (Arc::clone(namespace), Arc::clone(names)));
+        let changed = changed.into_iter().map(|(namespace, names)| (namespace, Arc::new(names)));
+        workloads.by_name = unchanged.chain(changed).collect();
         workloads
+    }
+
+    /// Every workload of both that is not in the other as it is, those of namespaces that they share aside.
+    pub(super) fn apart<'a>(&'a self, other: &'a Self) -> Vec<&'a Arc<Workload>> {
+        let mut apart = Vec::new();
+        for (one, two) in [(self, other), (other, self)] {
+            for (namespace, names) in &one.by_name {
+                let known = two.by_name.get(namespace);
+                if known.is_some_and(|known| Arc::ptr_eq(known, names)) {
+                    continue;
+                }
+                let same = |workload: &Arc<Workload>| {
+                    let known = known.and_then(|known| known.get(&workload.name));
+                    known.is_some_and(|known| Arc::ptr_eq(known, workload))
+                };
+                apart.extend(names.values().filter(|workload| !same(workload)));
+            }
+        }
+        apart
     }
 
     pub(super) fn all(&self) -> &[Arc<Workload>] {
