@@ -15,4 +15,5 @@ mod ports;
 mod real;
 mod running;
 mod tokens;
+mod watching;
 mod webhooks;

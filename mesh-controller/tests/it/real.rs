@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -33,6 +34,41 @@ impl Real {
     /// The key with which it signs the tokens of service accounts.
     pub(crate) fn signing_key(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("api/pki/service-account.key")).unwrap()
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.dir.path().join("api/pids/kube-apiserver")
+    }
+
+    fn api_server(&self) -> String {
+        let record = std::fs::read_to_string(self.pid_file()).unwrap();
+        record.split_whitespace().next().unwrap().to_owned()
+    }
+
+    /// Kills the API server without a warning; etcd stays.
+    pub(crate) fn kill_api_server(&self) {
+        let pid = self.api_server();
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        std::fs::write(self.dir.path().join("cmdline"), line).unwrap();
+        assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+    }
+
+    /// Starts the API server that was killed, as it was started before.
+    pub(crate) async fn start_api_server(&self) {
+        let line = std::fs::read_to_string(self.dir.path().join("cmdline")).unwrap();
+        let mut words = line.trim_end_matches('\0').split('\0');
+        let program = words.next().unwrap();
+        let log = std::fs::File::create(self.dir.path().join("again.log")).unwrap();
+        let server = Command::new(program).args(words).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        // So that it ends with the others.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.id())).unwrap();
+        let since = stat.rsplit(") ").next().unwrap().split(' ').nth(19).unwrap().to_owned();
+        std::fs::write(self.pid_file(), format!("{} {since}\n", server.id())).unwrap();
+        let patience = tokio::time::Instant::now() + Duration::from_secs(90);
+        while self.client.apiserver_version().await.is_err() {
+            assert!(tokio::time::Instant::now() < patience, "the API server does not come back");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
