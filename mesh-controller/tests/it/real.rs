@@ -1,6 +1,6 @@
 //! A real API server with its etcd, and nothing else of Kubernetes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -17,6 +17,14 @@ fn program() -> PathBuf {
     std::env::var_os("CLUSTER").map_or_else(|| beside.into(), PathBuf::from)
 }
 
+async fn config(kubeconfig: &Path) -> kube::Config {
+    let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
+    let options = kube::config::KubeConfigOptions::default();
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    config.default_retry = false;
+    config
+}
+
 impl Real {
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -24,11 +32,28 @@ impl Real {
         let up = Command::new(program()).args(["api", "up"]).arg(&place).stdout(Stdio::null()).status();
         let up = up.unwrap_or_else(|error| panic!("{}: {error}", program().display()));
         assert!(up.success(), "{} api up: {up}", program().display());
-        let kubeconfig = kube::config::Kubeconfig::read_from(place.join("kubeconfig")).unwrap();
-        let options = kube::config::KubeConfigOptions::default();
-        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-        config.default_retry = false;
-        Self { dir, client: kube::Client::try_from(config).unwrap() }
+        let client = kube::Client::try_from(config(&place.join("kubeconfig")).await).unwrap();
+        Self { dir, client }
+    }
+
+    /// A client that is `user`, who has the rights that bindings give.
+    pub(crate) async fn client_as(&self, user: &str) -> kube::Client {
+        let mut config = config(&self.kubeconfig()).await;
+        config.auth_info.impersonate = Some(user.to_owned());
+        kube::Client::try_from(config).unwrap()
+    }
+
+    /// Applies manifests with the rights of an administrator.
+    pub(crate) fn kubectl_apply(&self, manifests: &str) {
+        let file = self.dir.path().join("manifests.yaml");
+        std::fs::write(&file, manifests).unwrap();
+        let programs = Command::new(program()).arg("programs").output().unwrap().stdout;
+        let kube = PathBuf::from(String::from_utf8(programs).unwrap().trim()).join("kube");
+        let kubeconfig = self.kubeconfig();
+        let mut kubectl = Command::new(kube);
+        kubectl.args(["kubectl", "apply", "-f"]).arg(file).arg("--kubeconfig").arg(kubeconfig);
+        let output = kubectl.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The key with which it signs the tokens of service accounts.
