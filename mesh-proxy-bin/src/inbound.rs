@@ -80,8 +80,6 @@ impl Inbound {
     }
 
     async fn connection(self, stream: TcpStream, peer: SocketAddr, mut draining: Draining) {
-        // Waited for until the end; the other is gone when it has heard of a drain.
-        let _held = draining.clone();
         let Ok(local) = stream.local_addr() else { return };
         let (local, peer) = (canonical(local), canonical(peer));
         let (port, app, original) = match self.to {
@@ -134,6 +132,8 @@ impl Inbound {
         // A port that is declared HTTP gets HTTP's answer to what is none.
         let http = spoken != Spoken::Opaque || self.mesh.inbound_protocol(port).is_http();
         if http && !matches!(connection.transport(), Transport::Passthrough { .. }) {
+            // Lent, since a future lets go of what it holds when it has ended: the drain waits for it until the end.
+            let draining = &mut draining;
             let stop = async move {
                 tokio::select! {
                     () = draining.leaving() => {}

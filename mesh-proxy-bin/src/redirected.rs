@@ -73,8 +73,6 @@ impl Redirected {
     }
 
     async fn connection(self, mut stream: TcpStream, peer: SocketAddr, mut draining: Draining) {
-        // Waited for until the end; the other is gone when it has heard of a drain.
-        let _held = draining.clone();
         let Ok(local) = stream.local_addr() else { return };
         let (local, peer) = (canonical(local), canonical(peer));
         let original = match self.loops.original(&stream) {
@@ -117,6 +115,8 @@ impl Redirected {
             .build();
         if treatment(spoken, &first, outgoing.is_known()) == Treatment::Requests {
             let mesh = self.mesh.clone();
+            // Lent, since a future lets go of what it holds when it has ended: the drain waits for it until the end.
+            let draining = &mut draining;
             let stop = async move {
                 tokio::select! {
                     () = draining.begun() => {}

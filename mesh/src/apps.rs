@@ -167,5 +167,7 @@ mod tests {
             assert_eq!(app.load_settings().limits.connections, 7);
         }
         assert_eq!(apps.clusters.len(), MAX_APPS);
+        let text = mesh.metrics().encode(mesh_telemetry::metrics::Exposition::Classic);
+        assert!(text.contains(&format!("\nmesh_redirected_applications {MAX_APPS}")), "{text}");
     }
 }

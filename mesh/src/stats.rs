@@ -120,6 +120,9 @@ impl Collector for State {
         }
         let generation = mesh.readiness.configuration().load().generation;
         counter(e, "mesh_config_applied", "Configurations put in force.", generation)?;
+        let help =
+            "Applications that redirected calls are handed to: addresses with a port that a service has.";
+        gauge(e, "mesh_redirected_applications", help, mesh.apps.len() as f64)?;
         clusters(e, &mesh.registry.all())
     }
 }

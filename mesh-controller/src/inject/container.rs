@@ -78,6 +78,7 @@ pub(super) fn sidecar(
         text("MESH_STATE", STATE_DIR),
         text("MESH_TRUST_DOMAIN", &settings.trust_domain),
         text("MESH_ROOT_NAMESPACE", &settings.root_namespace),
+        text("MESH_TRANSPARENT", "true"),
         text("MESH_LOG", &wishes.log),
     ];
     if !probes.is_empty() {

@@ -291,4 +291,62 @@ mod tests {
             assert_eq!(next, want, "{location}");
         }
     }
+
+    fn ask(at: SocketAddr, tls: bool, path: &str, most: usize) -> Ask {
+        Ask { at, tls, path: path.into(), headers: HeaderMap::new(), most }
+    }
+
+    #[tokio::test]
+    async fn the_application_is_asked_with_and_without_tls_and_not_listened_to_for_ever() {
+        let app = mesh_test::backend::Backend::start("app").await;
+        let answer = ask(app.addr(), false, "/", 100).send().await.unwrap();
+        assert_eq!((answer.status, &*answer.body, answer.cut), (StatusCode::OK, &b"app\n"[..], false));
+        assert_eq!(
+            ask(app.addr(), false, "/status/404", 100).send().await.unwrap().status,
+            StatusCode::NOT_FOUND
+        );
+        let long = ask(app.addr(), false, "/bytes/100000", 1000).send().await.unwrap();
+        assert_eq!((long.body.len(), long.cut), (1000, true));
+        assert!(within(Duration::ZERO, ask(app.addr(), false, "/delay/60000", 1).send()).await.is_err());
+
+        // A certificate of nobody that anybody knows.
+        let leaf = mesh_test::ca::TestCa::new().leaf("spiffe://elsewhere/ns/a/sa/b");
+        let config = mesh_test::tls::server_config(&leaf, None, &["http/1.1"]);
+        let app = mesh_test::backend::Backend::start_tls("own-tls", config).await;
+        assert_eq!(&*ask(app.addr(), true, "/", 100).send().await.unwrap().body, b"own-tls\n");
+        assert!(ask(app.addr(), false, "/", 100).send().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_health_service_is_asked_over_http2() {
+        use http_body_util::StreamBody;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = hyper::service::service_fn(|request: Request<Incoming>| async move {
+                    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                    let asked = request.into_body().collect().await.unwrap().to_bytes();
+                    let serving = if asked == question("down") { 2 } else { 1 };
+                    let status = if asked == question("unknown") { "5" } else { "0" };
+                    let trailers =
+                        [(HeaderName::from_static("grpc-status"), HeaderValue::from_static(status))];
+                    let frames = [
+                        hyper::body::Frame::data(Bytes::from(vec![0, 0, 0, 0, 2, 8, serving])),
+                        hyper::body::Frame::trailers(trailers.into_iter().collect()),
+                    ];
+                    let body =
+                        StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, std::io::Error>)));
+                    Ok::<_, std::convert::Infallible>(http::Response::new(body))
+                });
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        health(at, "").await.unwrap();
+        health(at, "up").await.unwrap();
+        let failed = async |service: &str| health(at, service).await.unwrap_err().to_string();
+        assert_eq!(failed("down").await, "the service is not SERVING");
+        assert_eq!(failed("unknown").await, "gRPC status 5");
+    }
 }

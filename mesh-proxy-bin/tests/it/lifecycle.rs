@@ -65,6 +65,23 @@ async fn requests_in_flight_are_finished() {
     }
 }
 
+/// The same on the side of the callee, whose sidecar ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_in_flight_to_the_workload_are_finished() {
+    for protocol in [Protocol::H1, Protocol::H2] {
+        let stage = Stage::new();
+        let mut reviews = stage.replica("a").await;
+        let web = stage.web().await;
+        let mut conn = web.connect(protocol).await.unwrap();
+        let slow = tokio::spawn(async move { conn.send(&Call::get(HOST, "/delay/1500")).await });
+        until_secs(20, "the request at work", async || reviews.app.in_flight() == 1).await;
+        reviews.sidecar.proc.terminate();
+        let reply = slow.await.unwrap().unwrap();
+        assert_eq!(reply.status, 200, "{:?}", reply.reason());
+        assert!(reviews.sidecar.proc.wait(LONG).await.success());
+    }
+}
+
 /// What takes longer than `--drain` is cut.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_has_an_end() {
