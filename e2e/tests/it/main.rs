@@ -1,4 +1,5 @@
 //! End-to-end tests in a real cluster: `just cluster up && just e2e`.
 
 mod chart;
+mod mesh;
 mod plain;

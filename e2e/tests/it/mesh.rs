@@ -1,0 +1,317 @@
+//! The mesh around applications that know nothing of it.
+
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use kube::api::Api;
+use mesh_e2e::{App, Namespace, in_namespace, yaml};
+use mesh_test::wait;
+use serde_json::json;
+use tokio::time::Instant;
+
+/// What `istio-injection=enabled` asks for.
+const INJECTED: &[(&str, &str)] = &[("istio-injection", "enabled")];
+const REVIEWS: &str = "http://reviews:9080/";
+
+/// `web`, and `reviews` in two versions.
+async fn applications(namespace: &Namespace) -> App {
+    let reviews = yaml::deployment("reviews");
+    namespace.apply(&yaml::deployment("web").to_string()).await;
+    namespace.apply(&reviews.clone().version("v1").to_string()).await;
+    namespace.apply(&reviews.version("v2").without_service().to_string()).await;
+    for deployment in ["web", "reviews-v1", "reviews-v2"] {
+        namespace.rolled_out(deployment).await;
+    }
+    let web = namespace.app("web").await;
+    answered(&web, REVIEWS, 200).await;
+    web
+}
+
+/// Waits until a call is answered so: names, rules and policies take a moment to get around.
+async fn answered(app: &App, url: &str, status: u16) {
+    wait::until_secs(20, &format!("{status} from {url}"), async || app.get(url).await.status == Some(status))
+        .await;
+}
+
+fn mode(mode: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: default}}
+spec: {{mtls: {{mode: {mode}}}}}
+"
+    )
+}
+
+fn split(v1: u32, v2: u32) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: reviews}}
+spec:
+  hosts: [reviews]
+  http:
+  - route:
+    - destination: {{host: reviews, subset: v1}}
+      weight: {v1}
+    - destination: {{host: reviews, subset: v2}}
+      weight: {v2}
+"
+    )
+}
+
+const SUBSETS: &str = "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec:
+  host: reviews
+  subsets:
+  - {name: v1, labels: {version: v1}}
+  - {name: v2, labels: {version: v2}}
+";
+
+/// The sidecar's own metrics.
+async fn metrics(app: &App) -> String {
+    let address = format!("{}:15090", app.address());
+    let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let mut stream = tokio::io::BufStream::new(stream);
+    let request = format!("GET /stats/prometheus HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+    tokio::io::AsyncWriteExt::flush(&mut stream).await.unwrap();
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster"]
+async fn both_peers_know_whom_they_speak_with_and_strangers_are_refused() {
+    in_namespace("identity", INJECTED, async |namespace: Namespace| {
+        let web = applications(&namespace).await;
+        namespace.apply(&mode("STRICT")).await;
+        let name = namespace.name().to_owned();
+        in_namespace("stranger", &[], async |outside: Namespace| {
+            outside.apply(&yaml::deployment("stranger").to_string()).await;
+            outside.rolled_out("stranger").await;
+            let stranger = outside.app("stranger").await;
+            let url = format!("http://reviews.{name}:9080/");
+            wait::until_secs(20, "STRICT to refuse", async || stranger.get(&url).await.status.is_none())
+                .await;
+            assert_eq!(web.get(REVIEWS).await.status, Some(200));
+            namespace.apply(&mode("PERMISSIVE")).await;
+            answered(&stranger, &url, 200).await;
+        })
+        .await;
+        let principal = |account: &str| format!("spiffe://cluster.local/ns/{name}/sa/{account}");
+        let of_web = metrics(&web).await;
+        assert!(of_web.contains(&format!("destination_principal=\"{}\"", principal("reviews"))), "{of_web}");
+        let reviews = App::of(&namespace.pods("reviews").await[0]);
+        let of_reviews = metrics(&reviews).await;
+        assert!(of_reviews.contains(&format!("source_principal=\"{}\"", principal("web"))), "{of_reviews}");
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster"]
+async fn an_edit_takes_effect_within_a_second_and_fails_nothing() {
+    const CHANGES: usize = 50;
+    in_namespace("split", INJECTED, async |namespace: Namespace| {
+        let web = applications(&namespace).await;
+        namespace.apply(SUBSETS).await;
+        namespace.apply(&split(90, 10)).await;
+        let load = json!({"url": REVIEWS, "connections": 4, "pause_ms": 2});
+        web.start_load("l", &load).await;
+        wait::until_secs(20, "v1 to get most", async || {
+            let lap = web.lap("l").await;
+            lap.of("reviews-v1") > 4 * lap.of("reviews-v2") && lap.of("reviews-v2") > 0
+        })
+        .await;
+        let mut took = Vec::new();
+        for change in 0..CHANGES {
+            let (weights, left) =
+                if change % 2 == 0 { (split(0, 100), "reviews-v1") } else { (split(100, 0), "reviews-v2") };
+            namespace.apply(&weights).await;
+            let applied = Instant::now();
+            web.lap("l").await;
+            wait::until_secs(10, "the change to be in force", async || {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let lap = web.lap("l").await;
+                lap.total > 5 && lap.of(left) == 0
+            })
+            .await;
+            took.push(applied.elapsed());
+        }
+        let all = web.stop_load("l").await;
+        assert_eq!(all.failed, 0, "{all:?}");
+        took.sort();
+        let (p50, p99) = (took[CHANGES / 2], took[CHANGES * 99 / 100]);
+        println!("a VirtualService's change takes effect after kubectl returns: p50 {p50:?}, p99 {p99:?}");
+        assert!(p99 < Duration::from_secs(1), "p99 {p99:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster"]
+async fn an_invalid_resource_is_refused_with_the_way_out() {
+    in_namespace("invalid", INJECTED, async |namespace: Namespace| {
+        let wrong = split(90, 10).replace("weight: 10", "weight: -10");
+        let refused = namespace.try_apply(&wrong).await.unwrap_err();
+        assert!(refused.contains("reviews") && refused.contains("weight"), "{refused}");
+        let wrong = SUBSETS.replace(
+            "labels: {version: v2}}",
+            "labels: {version: v2}, trafficPolicy: {outlierDetection: {baseEjectionTime: often}}}",
+        );
+        let refused = namespace.try_apply(&wrong).await.unwrap_err();
+        assert!(refused.contains("baseEjectionTime"), "{refused}");
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster"]
+async fn who_may_call_is_asked_of_the_identity_and_probes_keep_passing() {
+    in_namespace("authz", INJECTED, async |namespace: Namespace| {
+        let web = applications(&namespace).await;
+        namespace.apply(&yaml::deployment("other").to_string()).await;
+        namespace.rolled_out("other").await;
+        let other = namespace.app("other").await;
+        answered(&other, REVIEWS, 200).await;
+        let name = namespace.name();
+        namespace
+            .apply(&format!(
+                "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: reviews}}
+spec:
+  selector: {{matchLabels: {{app: reviews}}}}
+  action: ALLOW
+  rules:
+  - from: [{{source: {{principals: [cluster.local/ns/{name}/sa/web]}}}}]
+    to: [{{operation: {{methods: [GET]}}}}]
+"
+            ))
+            .await;
+        answered(&other, REVIEWS, 403).await;
+        assert_eq!(other.get(REVIEWS).await.reason.as_deref(), Some("denied"));
+        assert_eq!(web.get(REVIEWS).await.status, Some(200));
+        let post = web.call(&json!({"url": REVIEWS, "method": "POST"})).await;
+        assert_eq!((post.status, post.reason.as_deref()), (Some(403), Some("denied")));
+
+        namespace
+            .apply(&format!(
+                "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: reviews}}
+spec:
+  selector: {{matchLabels: {{app: reviews}}}}
+  action: ALLOW
+  rules:
+  - from: [{{source: {{namespaces: [{name}]}}}}]
+"
+            ))
+            .await;
+        answered(&other, REVIEWS, 200).await;
+        for pod in namespace.pods("reviews").await {
+            let status = pod.status.unwrap();
+            let ready = status.conditions.unwrap().into_iter().find(|c| c.type_ == "Ready").unwrap();
+            assert_eq!(ready.status, "True");
+            let restarts: i32 = status.container_statuses.unwrap().iter().map(|c| c.restart_count).sum();
+            assert_eq!(restarts, 0);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster"]
+async fn restarts_under_load_fail_nothing() {
+    const TIMES: usize = 10;
+    in_namespace("rollout", INJECTED, async |namespace: Namespace| {
+        applications(&namespace).await;
+        // The caller is restarted too, so that the load comes from one that is not.
+        namespace.apply(&yaml::deployment("front").to_string()).await;
+        namespace.rolled_out("front").await;
+        let front = namespace.app("front").await;
+        for url in [REVIEWS, "http://web:9080/"] {
+            answered(&front, url, 200).await;
+        }
+        front.start_load("reviews", &json!({"url": REVIEWS, "connections": 4, "pause_ms": 5})).await;
+        front.start_load("web", &json!({"url": "http://web:9080/", "connections": 4, "pause_ms": 5})).await;
+        for _ in 0..TIMES {
+            for deployment in ["reviews-v1", "web"] {
+                namespace
+                    .kubectl(&["rollout", "restart", &format!("deployment/{deployment}")])
+                    .await
+                    .unwrap();
+            }
+            for deployment in ["reviews-v1", "web"] {
+                let deployment = format!("deployment/{deployment}");
+                namespace.kubectl(&["rollout", "status", &deployment, "--timeout=90s"]).await.unwrap();
+            }
+        }
+        for load in ["reviews", "web"] {
+            let all = front.stop_load(load).await;
+            println!("{load}: {} calls, {} failed", all.total, all.failed);
+            all.assert_clean();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster"]
+async fn tcp_passes_whoever_speaks_first_and_what_is_outside_is_reached() {
+    in_namespace("tcp", INJECTED, async |namespace: Namespace| {
+        let web = applications(&namespace).await;
+        namespace.apply(&mode("STRICT")).await;
+        let echoed = web.tcp(&json!({"host": "reviews", "port": 9000, "send": "hello"})).await;
+        assert_eq!((echoed.error, echoed.answer.as_str()), (None, "hello"));
+        let greeted = web.tcp(&json!({"host": "reviews", "port": 9001, "greeting": true, "send": "x"})).await;
+        assert_eq!(greeted.error, None);
+        assert!(greeted.greeting.starts_with("reviews-v"), "{}", greeted.greeting);
+        in_namespace("outside", &[], async |outside: Namespace| {
+            outside.apply(&yaml::deployment("plain").to_string()).await;
+            outside.rolled_out("plain").await;
+            answered(&web, &format!("http://plain.{}:9080/", outside.name()), 200).await;
+            let plain = outside.app("plain").await;
+            answered(&web, &format!("http://{}:9080/", plain.address()), 200).await;
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster"]
+async fn a_job_with_an_injected_sidecar_ends() {
+    in_namespace("job", INJECTED, async |namespace: Namespace| {
+        applications(&namespace).await;
+        let image = yaml::image();
+        namespace
+            .apply(&format!(
+                "apiVersion: batch/v1
+kind: Job
+metadata: {{name: work}}
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+      - name: work
+        image: {image}
+        imagePullPolicy: Never
+        args: [--lifetime=1, '--call-first={REVIEWS}']
+"
+            ))
+            .await;
+        let jobs: Api<Job> = namespace.api();
+        wait::until(Duration::from_secs(60), "the Job to end", async || {
+            jobs.get("work").await.is_ok_and(|job| job.status.is_some_and(|s| s.succeeded == Some(1)))
+        })
+        .await;
+    })
+    .await;
+}
