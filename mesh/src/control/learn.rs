@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use mesh_core::failure::{Failure, FailureCode};
 use mesh_core::live::Live;
 use mesh_core::normal::Authority;
@@ -89,29 +88,35 @@ impl OnDemand {
             }
             changes.changed().await;
         };
-        let ask = async |name: String| {
-            let host = self.client.subscribe(ResourceType::Host, &name);
-            let endpoints = self.client.subscribe(ResourceType::Endpoints, &name);
-            let (host, endpoints) = tokio::join!(host, endpoints);
-            (name, host, endpoints)
-        };
+        // The fullest first: it is the service's own, and one question is enough for most. That a name is another
+        // host's own is told with the service, whose short form it then is not.
         let mut problem = None;
-        let mut found = None;
-        for (name, host, endpoints) in join_all(names.into_iter().map(ask)).await {
-            match (host, endpoints) {
-                (Ok(host), Ok(_)) if host.exists() => {
-                    found.get_or_insert(name);
+        for name in names.into_iter().rev() {
+            match self.whole(&name).await {
+                Ok(true) if self.with_each(|each| each.table.host(called).is_some()) == Some(true) => {
+                    return Ok(());
                 }
-                (Ok(host), _) if !host.exists() => {}
-                (Err(error), _) | (_, Err(error)) => problem = problem.or(failure_of(called, &error)),
-                _ => {}
+                Ok(_) => {}
+                Err(error) => problem = problem.or(failure_of(called, &error)),
             }
         }
-        let Some(name) = found else { return Err(problem.unwrap_or_else(|| unknown(called))) };
+        Err(problem.unwrap_or_else(|| unknown(called)))
+    }
+
+    /// Asks for a host, and waits until it is in force; not, where there is none.
+    async fn whole(&self, name: &str) -> Result<bool, Unavailable> {
+        let mut changes = self.view.changes();
+        let host = self.client.subscribe(ResourceType::Host, name);
+        let endpoints = self.client.subscribe(ResourceType::Endpoints, name);
+        let (host, endpoints) = tokio::join!(host, endpoints);
+        if !host?.exists() {
+            return Ok(false);
+        }
+        endpoints?;
         loop {
-            match self.with_each(|each| each.standing(&name)).unwrap_or(Standing::Waiting) {
-                Standing::Whole => return Ok(()),
-                Standing::Absent => return Err(unknown(called)),
+            match self.with_each(|each| each.standing(name)).unwrap_or(Standing::Waiting) {
+                Standing::Whole => return Ok(true),
+                Standing::Absent => return Ok(false),
                 Standing::Waiting => changes.changed().await,
             }
         }
