@@ -22,8 +22,6 @@ use crate::{bind, cpu, logging};
 
 /// After the last connection is done, and at a deadline: how long runtimes may take to end.
 const RUNTIME_END: Duration = Duration::from_millis(200);
-/// Threads of a runtime for what blocks: names that are looked up, files. Each costs memory of the allocator's.
-const BLOCKING_THREADS: usize = 2;
 /// How often a worker's runtime wakes though nothing happens; shorter than the timeouts that requests have.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -120,8 +118,7 @@ fn sockets(
 }
 
 fn runtime() -> std::io::Result<Runtime> {
-    let mut builder = Builder::new_current_thread();
-    builder.enable_all().max_blocking_threads(BLOCKING_THREADS).build()
+    Builder::new_current_thread().enable_all().build()
 }
 
 fn start(args: &RunArgs, workers: usize) -> anyhow::Result<(Mesh, Driver)> {
