@@ -16,10 +16,10 @@ use crate::resource::{
 
 /// Keeps the objects of a large configuration that changes all the time, and makes stores of them.
 ///
-/// A store that is made here shares with the one before whatever has not changed, so that a change costs
-/// little. Of a Pod only the [`Workload`] is kept,
-/// and what Pods of one Deployment have in common is kept once; metadata that makes no difference to the mesh
-/// is not kept at all.
+/// A store that is made here shares with the one before whatever has not changed, so that a change costs little
+/// and [`Store::differences`] finds at once what it makes different. Of a Pod only the [`Workload`] is kept, and
+/// what Pods of one Deployment have in common is kept once; metadata that makes no difference to the mesh is not
+/// kept at all.
 ///
 /// ```
 /// use tower_mesh_core::resource::{Resource, Service};
