@@ -13,18 +13,22 @@ use mesh_tls::issued::KeyAndRequest;
 use mesh_tls::named::NamedServer;
 use mesh_xds::ResourceType;
 use mesh_xds::ca::{CertificateRequest, request_certificate};
-use mesh_xds::client::{Bearer, BoxError, Channel, ClientLimits, REQUEST_NAMES, connect};
+use mesh_xds::client::{Backoff, Bearer, BoxError, Channel, ClientLimits, REQUEST_NAMES, connect};
 use mesh_xds::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use mesh_xds::proto::discovery::{DeltaDiscoveryRequest, Node};
+use mesh_xds::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
+use tonic::Streaming;
 
 use crate::board::Board;
 
-/// How long a certificate may take: with two thousand who ask at once the last wait long.
-const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(120);
-/// How often connecting is tried.
-const TRIES: u32 = 10;
+/// How long a certificate may take.
+const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often is tried to get a certificate, or a stream.
+const TRIES: u32 = 20;
+
+/// Where a proxy puts what it says.
+type Requests = mpsc::Sender<DeltaDiscoveryRequest>;
 
 /// Who a proxy is, and what it uses.
 #[derive(Debug, Clone)]
@@ -72,37 +76,46 @@ pub struct Fleet {
     pub told: Notify,
     /// Bytes of resources that came.
     pub bytes: AtomicU64,
-    /// Responses that came.
-    pub responses: AtomicU64,
+    /// Tries that failed, of certificates and streams.
+    pub retries: AtomicU64,
 }
 
 impl Fleet {
-    async fn channel(self: &Arc<Self>) -> Result<Channel> {
-        let limits = ClientLimits { connect: Duration::from_secs(60), ..ClientLimits::default() };
-        let connector = || {
-            let fleet = Arc::clone(self);
-            tower::service_fn(move |_: Uri| {
-                let fleet = Arc::clone(&fleet);
-                async move {
-                    let stream = TcpStream::connect(fleet.address).await?;
-                    stream.set_nodelay(true)?;
-                    Ok::<_, BoxError>(TokioIo::new(fleet.server.secure(stream).await?))
+    /// Does something until it succeeds, as often as a proxy would before its pod is given up.
+    async fn insist<T, F>(&self, what: &str, attempt: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let backoff = Backoff::default();
+        for failures in 1.. {
+            match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(error) if failures == TRIES => return Err(error.context(what.to_owned())),
+                Err(_) => {
+                    self.retries.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(backoff.after(failures, fastrand::f64())).await;
                 }
-            })
-        };
-        let uri: Uri = format!("http://{}", self.address).parse()?;
-        for attempt in 1..=TRIES {
-            match connect(uri.clone(), connector(), &limits).await {
-                Ok(channel) => return Ok(channel),
-                Err(error) if attempt == TRIES => bail!("no connection: {error}"),
-                Err(_) => tokio::time::sleep(Duration::from_millis(100) * attempt).await,
             }
         }
-        bail!("no connection")
+        bail!("{what}: never tried")
     }
 
-    /// Lives as a proxy until the stream ends, which is an error.
-    pub async fn proxy(self: Arc<Self>, plan: Plan) -> Result<()> {
+    async fn channel(self: &Arc<Self>) -> Result<Channel> {
+        let fleet = Arc::clone(self);
+        let connector = tower::service_fn(move |_: Uri| {
+            let fleet = Arc::clone(&fleet);
+            async move {
+                let stream = TcpStream::connect(fleet.address).await?;
+                stream.set_nodelay(true)?;
+                Ok::<_, BoxError>(TokioIo::new(fleet.server.secure(stream).await?))
+            }
+        });
+        let uri: Uri = format!("http://{}", self.address).parse()?;
+        let channel = connect(uri, connector, &ClientLimits::default()).await;
+        channel.map_err(|error| anyhow!("no connection: {error}"))
+    }
+
+    async fn certificate(self: &Arc<Self>, plan: &Plan) -> Result<()> {
         let asked = KeyAndRequest::generate()?;
         let request = CertificateRequest {
             csr_pem: asked.request_pem().to_owned(),
@@ -110,27 +123,35 @@ impl Fleet {
             lifetime: Duration::from_secs(86_400),
             timeout: CERTIFICATE_TIMEOUT,
         };
-        request_certificate(self.channel().await?, request).await.context("no certificate")?;
+        request_certificate(self.channel().await?, request).await?;
+        Ok(())
+    }
 
+    async fn stream(self: &Arc<Self>, plan: &Plan) -> Result<(Requests, Streaming<DeltaDiscoveryResponse>)> {
         let channel = Bearer::new(self.channel().await?, &plan.token)?;
-        let mut missing = 1 + 2 * plan.hosts.len();
-        let rest = plan.requests();
+        let requests = plan.requests();
         let (say, mut said) = mpsc::channel(16);
         let outgoing = stream::poll_fn(move |cx| said.poll_recv(cx));
         let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(4 << 20);
         let ask = async {
-            for request in rest {
+            for request in requests {
                 // The other end is in the call beside this.
                 let _ = say.send(request).await;
             }
         };
         let (opened, ()) = tokio::join!(client.delta_aggregated_resources(outgoing), ask);
-        let mut responses = opened.context("no stream")?.into_inner();
+        Ok((say, opened?.into_inner()))
+    }
+
+    /// Lives as a proxy until the stream ends, which is an error.
+    pub async fn proxy(self: Arc<Self>, plan: Plan) -> Result<()> {
+        self.insist("no certificate", || self.certificate(&plan)).await?;
+        let (say, mut responses) = self.insist("no stream", || self.stream(&plan)).await?;
+        let mut missing = 1 + 2 * plan.hosts.len();
         while let Some(response) = responses.message().await.context("the stream ended")? {
             let bytes: usize =
                 response.resources.iter().filter_map(|r| r.resource.as_ref()).map(|c| c.value.len()).sum();
             self.bytes.fetch_add(u64::try_from(bytes)?, Ordering::Relaxed);
-            self.responses.fetch_add(1, Ordering::Relaxed);
             let brought = self.board.brought(&response);
             if missing > 0 {
                 if let Some(name) = response.removed_resources.first() {

@@ -121,7 +121,7 @@ async fn measure(api: &Api, args: &Args, cluster: World, case: Case) -> Result<(
         warm: 0.into(),
         told: tokio::sync::Notify::new(),
         bytes: 0.into(),
-        responses: 0.into(),
+        retries: 0.into(),
     });
     let started = Instant::now();
     let mut proxies = JoinSet::new();
@@ -152,10 +152,11 @@ async fn measure(api: &Api, args: &Args, cluster: World, case: Case) -> Result<(
     let (memory, cpu) = (controller.memory()?, controller.cpu()? - cpu_idle);
     let mib = mib(fleet.bytes.load(Ordering::Relaxed));
     println!(
-        "all warm after {:.2} s, {cpu:.2} CPU s, {:.1} MiB (most {:.1}); {mib:.1} MiB of resources sent",
+        "all warm after {:.2} s, {cpu:.2} CPU s, {:.1} MiB (most {:.1}); {mib:.1} MiB of resources sent, {} tries put off",
         took.as_secs_f64(),
         memory.now,
-        memory.most
+        memory.most,
+        fleet.retries.load(Ordering::Relaxed),
     );
     tokio::time::sleep(REST).await;
     println!("at rest {:.1} MiB", controller.memory()?.now);
