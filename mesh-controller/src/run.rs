@@ -81,6 +81,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(Taking::new(world, notifier, labels).run(taken, all_read, synced));
     tasks.spawn(status::run(client.clone(), reports, leader.clone(), counted.statuses.clone()));
     tasks.spawn(shared::run(client.clone(), of_roots, leader, counted.roots.clone()));
+    // The election ends before the streams do; who asks whether this replica leads does not end with it.
+    let _told_to_the_end = leads.clone();
     let elected = tokio::spawn(leader::run(client, election, leads, until(stopping.clone())));
 
     let served = tokio::select! {

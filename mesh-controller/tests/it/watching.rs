@@ -13,6 +13,7 @@ use mesh_controller::{leader, shared, status, watch};
 use mesh_core::diagnostic::ResourceRef;
 use mesh_core::resource::Object;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -401,4 +402,41 @@ async fn one_of_two_leads_and_keeps_the_roots_in_every_namespace() {
     tokio::time::timeout(PATIENCE, second).await.unwrap().unwrap();
     let lease = leases.get("mesh-controller").await.unwrap().spec.unwrap();
     assert_eq!(lease.holder_identity.as_deref().unwrap_or_default(), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs kube-apiserver"]
+async fn a_controller_that_is_told_to_end_gives_the_lease_back_and_ends_well() {
+    let real = Real::start().await;
+    install(&real.client).await;
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_mesh-controller"));
+    command.arg("run").env("KUBECONFIG", real.kubeconfig()).kill_on_drop(true);
+    command.args(["--namespace", "default", "--drain", "2s", "--webhook-configuration", ""]);
+    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    command.args(["--listen", "127.0.0.1:0", "--webhook", "127.0.0.1:0", "--admin", &admin.to_string()]);
+    let mut controller = command.spawn().unwrap();
+    let holder = async || {
+        let lease = Api::<Lease>::namespaced(real.client.clone(), "default").get_opt("mesh-controller").await;
+        lease.ok().flatten().and_then(|lease| lease.spec?.holder_identity)
+    };
+    until("it leads", async || holder().await.filter(|holder| !holder.is_empty())).await;
+    until("it has made the roots known", async || {
+        let map =
+            Api::<ConfigMap>::namespaced(real.client.clone(), "kube-system").get_opt(shared::NAME).await;
+        map.ok().flatten()?.data?.get(shared::KEY)?.contains("BEGIN CERTIFICATE").then_some(())
+    })
+    .await;
+    until("it is ready", async || {
+        let mut stream = tokio::net::TcpStream::connect(admin).await.ok()?;
+        stream.write_all(b"GET /ready HTTP/1.0\r\n\r\n").await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.split(' ').nth(1).is_some_and(|code| code == "200").then_some(())
+    })
+    .await;
+    let pid = controller.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let ended = tokio::time::timeout(PATIENCE, controller.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(0));
+    assert_eq!(holder().await.as_deref().unwrap_or_default(), "");
 }
