@@ -1,4 +1,4 @@
-//! A response's body that holds what its request holds, and gives it back when it ends.
+//! A response's body over HTTP/2, which holds what its request holds until it ends.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,53 +9,24 @@ use hyper::body::Incoming;
 use mesh_core::body::BoxError;
 use mesh_core::cluster::InFlight;
 
-use super::endpoint::{Home, Http1, Stream};
+use super::endpoint::Stream;
 use super::error::of_body;
 
-/// What a request holds of its connection until its response has ended.
-#[derive(Debug)]
-pub(super) enum Lease {
-    /// The whole connection; goes back home afterwards.
-    Http1(Http1, Home),
-    /// One stream.
-    Http2(Stream),
-    /// A connection that ends with this response.
-    Last(Home),
-}
-
-/// A response's body with its lease. Dropped early, it takes an HTTP/1.1 connection with it.
+/// A response's body with its stream.
 #[derive(Debug)]
 pub(super) struct Leased {
     inner: Incoming,
-    lease: Option<Lease>,
+    stream: Option<Stream>,
     in_flight: Option<InFlight>,
 }
 
-impl Lease {
-    /// The response ended as it should.
-    pub(super) fn end(self) {
-        if let Self::Http1(conn, home) = self {
-            home.take_back(conn);
-        }
-    }
-
-    fn home(&self) -> &Home {
-        match self {
-            Self::Http1(_, home) | Self::Last(home) => home,
-            Self::Http2(stream) => stream.home(),
-        }
-    }
-}
-
 impl Leased {
-    pub(super) fn new(inner: Incoming, lease: Lease, in_flight: InFlight) -> Self {
-        Self { inner, lease: Some(lease), in_flight: Some(in_flight) }
+    pub(super) fn new(inner: Incoming, stream: Stream, in_flight: InFlight) -> Self {
+        Self { inner, stream: Some(stream), in_flight: Some(in_flight) }
     }
 
     fn end(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.end();
-        }
+        self.stream = None;
         self.in_flight = None;
     }
 }
@@ -78,8 +49,8 @@ impl HttpBody for Leased {
             }
             Some(Err(error)) => {
                 self.in_flight = None;
-                Some(Err(match self.lease.take() {
-                    Some(lease) => of_body(error, &lease.home().target.key().address).into(),
+                Some(Err(match self.stream.take() {
+                    Some(stream) => of_body(error, &stream.home().target.key().address).into(),
                     None => error.into(),
                 }))
             }

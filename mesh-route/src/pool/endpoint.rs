@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::task::Context;
 
 use futures_util::task::AtomicWaker;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use mesh_core::body::Body;
 use mesh_core::cluster::{Endpoint, EndpointState, Permit};
 use mesh_core::facts::{PeerIdentity, UpstreamAddr};
 use mesh_core::failure::Failure;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::carried;
 use super::connect::HttpVersion;
+use super::h1::Conn;
 use super::shared::{Place, Shared, lock};
 
 /// The most idle HTTP/1.1 connections that one shard keeps to one endpoint; more are closed.
@@ -64,7 +64,7 @@ struct Multiplexed {
 
 #[derive(Debug)]
 struct Idle {
-    conn: Http1,
+    conn: Conn,
     expires: Option<Instant>,
 }
 
@@ -73,16 +73,6 @@ struct Idle {
 pub(super) struct Remote {
     pub(super) address: Option<UpstreamAddr>,
     pub(super) peer: Option<Arc<PeerIdentity>>,
-}
-
-/// An HTTP/1.1 connection, in one request's hands or idle.
-#[derive(Debug)]
-pub(super) struct Http1 {
-    pub(super) send: http1::SendRequest<Body>,
-    /// The connection's task.
-    pub(super) task: JoinHandle<()>,
-    pub(super) remote: Remote,
-    pub(super) served: u32,
 }
 
 /// An HTTP/2 connection, shared; or one that carries HTTP/1.1.
@@ -121,14 +111,6 @@ pub(super) struct Slot {
     permit: Option<Permit>,
     shared: Arc<Shared>,
     place: Place,
-}
-
-/// An idle HTTP/1.1 connection that was found.
-#[derive(Debug)]
-pub(super) enum Found {
-    Ready(Http1),
-    /// Its task has not yet said that the last request is over.
-    Settling(Http1),
 }
 
 /// Where a connection goes back to.
@@ -221,25 +203,14 @@ impl EndpointPool {
 }
 
 impl Shard {
-    /// The most recently used idle connection.
-    pub(super) fn take_http1(&self, now: Instant) -> Option<Found> {
-        let mut lists = lock(&self.lists);
-        let mut at = lists.idle.len();
-        let mut settling = None;
-        while let Some(next) = at.checked_sub(1) {
-            at = next;
-            let Some(idle) = lists.idle.get(at) else { continue };
-            if idle.conn.send.is_closed() || idle.expires.is_some_and(|t| t <= now) {
-                lists.idle.remove(at);
-                // Places above moved down by one.
-                settling = settling.map(|s: usize| s.saturating_sub(1));
-            } else if idle.conn.send.is_ready() {
-                return Some(Found::Ready(lists.idle.remove(at).conn));
-            } else if settling.is_none() {
-                settling = Some(at);
+    /// The most recently used idle connection that is still one. To be used before anything is waited for.
+    pub(super) fn take_http1(&self, now: Instant, cx: &mut Context<'_>) -> Option<Conn> {
+        loop {
+            let Idle { mut conn, expires } = lock(&self.lists).idle.pop()?;
+            if expires.is_none_or(|t| t > now) && conn.poll_is_open(cx) {
+                return Some(conn);
             }
         }
-        settling.map(|at| Found::Settling(lists.idle.remove(at).conn))
     }
 
     /// Held while a connection is made that takes several requests at once, so that a burst of them shares one.
@@ -301,7 +272,7 @@ impl Shard {
     fn sweep(&self, now: Instant) -> usize {
         let mut lists = lock(&self.lists);
         let before = lists.len();
-        lists.idle.retain(|i| !i.conn.send.is_closed() && i.expires.is_none_or(|t| t > now));
+        lists.idle.retain_mut(|i| i.expires.is_none_or(|t| t > now) && i.conn.is_open());
         lists.http2.conns.retain(|c| c.is_usable(now, 0));
         lists.carried.conns.retain(|c| c.is_usable(now, 0));
         before - lists.len()
@@ -463,9 +434,9 @@ impl Home {
     }
 
     /// Takes an HTTP/1.1 connection back whose response has ended.
-    pub(super) fn take_back(&self, conn: Http1) {
+    pub(super) fn take_back(&self, conn: Conn) {
         let used_up = self.max_requests > 0 && conn.served >= self.max_requests;
-        if used_up || conn.send.is_closed() || self.shared.is_draining() {
+        if used_up || self.shared.is_draining() {
             return;
         }
         let expires = self.idle_timeout.and_then(|idle| Instant::now().checked_add(idle));

@@ -7,6 +7,12 @@ use mesh_core::body::BoxError;
 use mesh_core::cluster::EndpointAddress;
 use mesh_core::failure::{Failure, FailureCode};
 
+use super::h1;
+
+const CALLERS_BODY: &str = "the request's body ended early on the way to";
+const NO_HTTP: &str = "no valid HTTP from";
+const BROKE: &str = "the connection broke to";
+
 /// One try that failed, and whether the request provably never reached the application.
 ///
 /// [`Failure::of`] finds the failure in it, which carries the same answer in [`Failure::is_unsent`]: layers
@@ -82,6 +88,19 @@ impl TryError {
     }
 }
 
+/// What the end of an HTTP/1.1 exchange means that was begun.
+pub(super) fn of_http1(error: h1::Error, address: &EndpointAddress) -> Failure {
+    if let Some(failure) = cause::<Failure>(&error) {
+        return failure.clone();
+    }
+    let (code, what) = match error {
+        h1::Error::Body(_) => (FailureCode::DownstreamClosed, CALLERS_BODY),
+        h1::Error::Malformed(_) => (FailureCode::UpstreamProtocol, NO_HTTP),
+        h1::Error::Ended | h1::Error::Io(_) => (FailureCode::UpstreamReset, BROKE),
+    };
+    Failure::new(code).detail(format!("{what} {address}")).source(error)
+}
+
 /// What hyper's error means once bytes have flown.
 pub(super) fn of_body(error: hyper::Error, address: &EndpointAddress) -> Failure {
     if let Some(failure) = cause::<Failure>(&error) {
@@ -92,11 +111,11 @@ pub(super) fn of_body(error: hyper::Error, address: &EndpointAddress) -> Failure
     let callers_body =
         error.is_user() && error.source().is_some() && !error.to_string().starts_with("dispatch");
     let (code, what) = if callers_body {
-        (FailureCode::DownstreamClosed, "the request's body ended early on the way to")
+        (FailureCode::DownstreamClosed, CALLERS_BODY)
     } else if error.is_parse() || local_h2 {
-        (FailureCode::UpstreamProtocol, "no valid HTTP from")
+        (FailureCode::UpstreamProtocol, NO_HTTP)
     } else {
-        (FailureCode::UpstreamReset, "the connection broke to")
+        (FailureCode::UpstreamReset, BROKE)
     };
     Failure::new(code).detail(format!("{what} {address}")).source(error)
 }

@@ -1,28 +1,26 @@
-//! From bytes to a connection that requests can be sent on: hyper's handshakes, and the connection's task.
+//! From bytes to a connection that requests can be sent on; for HTTP/2 hyper's handshake, and the connection's task.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::carried;
 use super::connect::HttpVersion;
 use super::drive;
-use super::endpoint::{Http1, Http2, Remote};
+use super::endpoint::{Http2, Remote};
 use super::gather::Gather;
+use super::h1::{Conn, MAX_HEAD_BYTES, MAX_HEADERS};
 
-/// The largest head of a response, in bytes.
-pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
-/// What HTTP/2 counts beside the bytes of a head: 32 for each of the headers that HTTP/1.1 takes (100) and for
+/// What HTTP/2 counts beside the bytes of a head: 32 for each of the headers that HTTP/1.1 takes and for
 /// `:status`. A head that could come over HTTP/1.1 can come carried.
-const CARRIED_HEAD_BYTES: u32 = MAX_HEAD_BYTES + 101 * 32;
+const CARRIED_HEAD_BYTES: u32 = MAX_HEAD_BYTES + (MAX_HEADERS as u32 + 1) * 32;
 
 pub(super) enum Made {
-    Http1(Http1),
+    Http1(Conn),
     /// HTTP/2, or what it carries.
     Http2(Arc<Http2>),
 }
@@ -33,13 +31,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     if version == HttpVersion::Http1 {
-        let io = TokioIo::new(io);
-        let (send, conn) =
-            http1::Builder::new().max_header_size(MAX_HEAD_BYTES as usize).handshake(io).await?;
-        // Whoever uses it learns how it ended; unused, it is found closed. No async block, which would have room
-        // for the connection twice.
-        let task = tokio::spawn(conn.with_upgrades().map(drop));
-        return Ok(Made::Http1(Http1 { send, task, remote, served: 0 }));
+        return Ok(Made::Http1(Conn::new(io, remote)));
     }
     let (parts, mut runner) = drive::parts();
     let mut client = http2::Builder::new(parts);

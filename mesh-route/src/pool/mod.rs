@@ -6,8 +6,8 @@
 //! TLS mode and expected identity are part of what makes an endpoint, a connection is used only under those
 //! for which it was verified.
 //!
-//! - HTTP/1.1: the connection that was used last is used next; it goes back when its response's body has
-//!   ended. HTTP/2: one connection is shared, another is made when its streams are in use; so it is where
+//! - HTTP/1.1 (see [`h1`]): the connection that was used last is used next; it goes back when its response's
+//!   body has ended. HTTP/2: one connection is shared, another is made when its streams are in use; so it is where
 //!   HTTP/1.1 is [`carried`] to another proxy.
 //! - The cluster's limits: connections, requests that wait for one, requests on one connection, the time
 //!   that a connection may take and how long an unused one is kept (looked at when one is needed, and by
@@ -17,8 +17,8 @@
 //! - The answer's body holds the count of requests in flight at the endpoint.
 //! - Upgrades (WebSocket) pass over HTTP/1.1: see [`caller_half`], [`Upgrade`] and [`join_upgrade`].
 //!
-//! Each connection has one task, spawned on the runtime that the request runs on; there is no task a
-//! request of ours. A program with one current-thread runtime per core gives each its own shard of
+//! A connection of HTTP/2 has one task, spawned on the runtime that the request runs on; one of HTTP/1.1 has none,
+//! and no request has. A program with one current-thread runtime per core gives each its own shard of
 //! connections: [`Pool::shards`], [`Pool::with_shard`].
 //!
 //! Readiness: always ready; limits answer with failures. Reads: [`Attempt`](crate::attempt::Attempt) or
@@ -60,6 +60,7 @@ mod drive;
 mod endpoint;
 mod error;
 mod gather;
+pub mod h1;
 mod handshake;
 mod io;
 mod shared;
@@ -87,7 +88,7 @@ pub use connect::{ConnectTo, Connected, HttpVersion, TcpConnect, TcpFuture};
 pub use endpoint::{MAX_HTTP2_CONNECTIONS, MAX_IDLE};
 pub use error::TryError;
 pub use gather::{Gather, MAX_GATHERED, MAX_YIELDS};
-pub use handshake::MAX_HEAD_BYTES;
+pub use h1::MAX_HEAD_BYTES;
 pub use take::MAX_STALE;
 pub use upgrade::{Upgrade, caller_half, join_upgrade};
 

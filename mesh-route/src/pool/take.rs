@@ -1,7 +1,6 @@
 //! The way of one request: a connection is found or made, and the request sent.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -16,38 +15,37 @@ use mesh_core::cluster::{
 use mesh_core::facts::Upstream;
 use mesh_core::failure::{Failure, FailureCode};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 
-use super::body::{Lease, Leased};
+use super::body::Leased;
 use super::carried::can_carry;
 use super::connect::{ConnectTo, Connected, HttpVersion};
-use super::endpoint::{EndpointPool, Found, Home, Http1, Remote, Shard, Slot, Stream};
-use super::error::TryError;
+use super::endpoint::{EndpointPool, Home, Remote, Shard, Slot, Stream};
+use super::error::{TryError, of_http1};
+use super::h1;
 use super::handshake::{Made, handshake};
 use super::io::Open;
 use super::shared::{Place, Shared};
-use super::upgrade::StillInFlight;
+use super::upgrade::Upgrade;
 use super::wire;
 use crate::attempt::{Report, unconnected};
 
 /// How many kept connections a request that is handed back unsent is given before it gets a fresh one.
 pub const MAX_STALE: u32 = 3;
-/// How long a connection whose last response has just ended may take to say that it is free.
-const SETTLE: Duration = Duration::from_millis(2);
 /// How long a connection without a timeout of its own may take; the default of a cluster.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A connection that a request may use.
 enum Conn {
-    Http1(Http1),
+    Http1(h1::Conn),
     Http2(Stream),
 }
 
 /// Room for one more connection, or a connection that came free.
 enum Room {
     Open(Open),
-    Free(Http1),
+    Free(h1::Conn),
 }
 
 /// There is no room for one more carried request.
@@ -112,9 +110,11 @@ where
             };
             report.tell(upstream);
             wire::prepare(&mut request, to, taker.cluster.key()).map_err(TryError::unsent)?;
-            match exchange(conn, request, &taker.home).await {
-                Ok((response, lease)) => return Ok(finish(response, lease, in_flight, version)),
+            match exchange(conn, request, &taker.home, reused).await {
+                Ok(answered) => return Ok(finish(answered, taker.home, in_flight, version)),
                 Err(Failed::Sent(error)) => return Err(TryError::of_exchange(error, address)),
+                Err(Failed::Broken(error)) => return Err(TryError::sent(of_http1(error, address))),
+                Err(Failed::Refused(failure)) => return Err(TryError::unsent(failure)),
                 Err(Failed::Back(unsent, _)) if reused && stale < MAX_STALE => {
                     stale += 1;
                     request = *unsent;
@@ -142,8 +142,18 @@ fn wanted(request: &Request<Body>, settings: &ClusterSettings, endpoint: &Endpoi
 enum Failed {
     /// The request may have been sent.
     Sent(hyper::Error),
+    /// The same, over HTTP/1.1.
+    Broken(h1::Error),
     /// It was not, and is here again.
     Back(Box<Request<Body>>, Option<hyper::Error>),
+    /// It cannot be sent.
+    Refused(Failure),
+}
+
+/// An answer, and what it holds of its connection.
+enum Answered {
+    Http1(h1::Answered),
+    Http2(Response<Incoming>, Stream),
 }
 
 impl From<TrySendError<Request<Body>>> for Failed {
@@ -155,38 +165,17 @@ impl From<TrySendError<Request<Body>>> for Failed {
     }
 }
 
-async fn exchange(
-    conn: Conn,
-    request: Request<Body>,
-    home: &Home,
-) -> Result<(Response<Incoming>, Lease), Failed> {
+async fn exchange(conn: Conn, request: Request<Body>, home: &Home, reused: bool) -> Result<Answered, Failed> {
     match conn {
-        Conn::Http1(mut conn) => {
-            let mut sent = pin!(conn.send.try_send_request(request));
-            let task = &mut conn.task;
-            let first = poll_fn(|cx| match sent.as_mut().poll(cx) {
-                Poll::Pending if Pin::new(&mut *task).poll(cx).is_ready() => Poll::Ready(None),
-                answer => answer.map(Some),
-            })
-            .await;
-            let answer = match first {
-                Some(answer) => answer,
-                // As with `Http2::end`: the last handle keeps a request that came too late.
-                None => {
-                    drop(conn.send);
-                    return match sent.await {
-                        Ok(response) => Ok((response, Lease::Last(home.clone()))),
-                        Err(error) => Err(error.into()),
-                    };
-                }
-            };
-            let response = answer.map_err(Failed::from)?;
-            conn.served = conn.served.saturating_add(1);
-            let last =
-                response.status() == StatusCode::SWITCHING_PROTOCOLS || wire::closes(response.headers());
-            let lease = if last { Lease::Last(home.clone()) } else { Lease::Http1(conn, home.clone()) };
-            Ok((response, lease))
-        }
+        Conn::Http1(conn) => match h1::exchange(conn, request, !reused).await {
+            Ok(answered) => Ok(Answered::Http1(answered)),
+            Err(h1::Failed::Sent(error)) => Err(Failed::Broken(error)),
+            Err(h1::Failed::Back(request)) => Err(Failed::Back(request, None)),
+            Err(h1::Failed::Refused(failure, conn)) => {
+                home.take_back(*conn);
+                Err(Failed::Refused(failure))
+            }
+        },
         Conn::Http2(stream) => {
             // No handle is kept while the answer is waited for.
             let sent = match stream.conn.handle() {
@@ -196,7 +185,7 @@ async fn exchange(
             match sent.await {
                 Ok(response) => {
                     stream.conn.room.peer_has_spoken();
-                    Ok((response, Lease::Http2(stream)))
+                    Ok(Answered::Http2(response, stream))
                 }
                 Err(error) => {
                     let failed = Failed::from(error);
@@ -213,31 +202,37 @@ async fn exchange(
     }
 }
 
-fn finish(
-    response: Response<Incoming>,
-    lease: Lease,
-    in_flight: InFlight,
-    version: Version,
-) -> Response<Body> {
-    let (mut parts, incoming) = response.into_parts();
-    let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-    parts.version = version;
-    let upgrade = switching.then(|| parts.headers.get(http::header::UPGRADE).cloned()).flatten();
-    wire::strip(&mut parts.headers, false);
-    if switching {
-        if let Some(upgrade) = upgrade {
-            let connection = http::HeaderValue::from_static("upgrade");
-            parts.headers.insert(http::header::CONNECTION, connection);
-            parts.headers.insert(http::header::UPGRADE, upgrade);
+fn finish(answered: Answered, home: Home, in_flight: InFlight, version: Version) -> Response<Body> {
+    match answered {
+        Answered::Http2(response, stream) => {
+            let (mut parts, incoming) = response.into_parts();
+            parts.version = version;
+            wire::strip(&mut parts.headers, false);
+            let ended = http_body::Body::is_end_stream(&incoming);
+            let body =
+                if ended { Body::empty() } else { Body::new(Leased::new(incoming, stream, in_flight)) };
+            Response::from_parts(parts, body)
         }
-        parts.extensions.insert(StillInFlight(Arc::new(in_flight)));
-        return Response::from_parts(parts, Body::empty());
+        Answered::Http1(mut answered) => {
+            let (mut parts, ()) = std::mem::take(&mut answered.head).into_parts();
+            parts.version = version;
+            let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+            let upgrade = switching.then(|| parts.headers.get(http::header::UPGRADE).cloned()).flatten();
+            wire::strip(&mut parts.headers, false);
+            if !switching {
+                return Response::from_parts(parts, Body::new(h1::Leased::new(answered, home, in_flight)));
+            }
+            if let Some(upgrade) = upgrade {
+                let connection = http::HeaderValue::from_static("upgrade");
+                parts.headers.insert(http::header::CONNECTION, connection);
+                parts.headers.insert(http::header::UPGRADE, upgrade);
+            }
+            if let Some((first, io)) = answered.into_io() {
+                Upgrade::new(first, io, in_flight).put(&mut parts.extensions);
+            }
+            Response::from_parts(parts, Body::empty())
+        }
     }
-    if http_body::Body::is_end_stream(&incoming) {
-        lease.end();
-        return Response::from_parts(parts, Body::empty());
-    }
-    Response::from_parts(parts, Body::new(Leased::new(incoming, lease, in_flight)))
 }
 
 impl<C> Taker<C> {
@@ -299,17 +294,7 @@ where
                 let slot = self.slot(want).ok()?;
                 Some(Conn::Http2(stream.with_slot(slot)))
             }
-            HttpVersion::Http1 => match shard.take_http1(now)? {
-                Found::Ready(conn) => Some(Conn::Http1(conn)),
-                Found::Settling(mut conn) => match timeout(SETTLE, conn.send.ready()).await {
-                    Ok(Ok(())) => Some(Conn::Http1(conn)),
-                    Ok(Err(_)) => None,
-                    Err(_) => {
-                        self.home.take_back(conn);
-                        None
-                    }
-                },
-            },
+            HttpVersion::Http1 => poll_fn(|cx| Poll::Ready(shard.take_http1(now, cx))).await.map(Conn::Http1),
         }
     }
 

@@ -31,11 +31,6 @@ pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(UPGRADE) && lists(headers, "upgrade")
 }
 
-/// Whether the other end announced that it closes the connection.
-pub(super) fn closes(headers: &HeaderMap) -> bool {
-    lists(headers, "close")
-}
-
 /// Gives the request the form that `to` wants: origin-form and `Host`, or an absolute URI without `Host`.
 /// What concerned only the connection it came on is removed. Doing it again, also for the other version,
 /// changes nothing else.
