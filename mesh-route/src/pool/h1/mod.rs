@@ -40,6 +40,8 @@ mod exchange;
 mod head;
 mod send;
 mod spare;
+#[cfg(test)]
+mod tests;
 
 use std::error::Error as StdError;
 use std::fmt;

@@ -1,0 +1,6 @@
+//! What is read and written, without and with hyper at the other end.
+
+mod attacks;
+mod decode;
+mod exchange;
+mod hyper_too;
