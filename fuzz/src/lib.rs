@@ -6,6 +6,7 @@
 
 mod access;
 mod authorize;
+mod http1;
 mod names;
 mod route;
 mod tls;
@@ -14,6 +15,7 @@ mod yaml;
 
 pub use access::{access_log, exposition, trace};
 pub use authorize::authorize;
+pub use http1::response;
 pub use names::{authority, matcher, path, spiffe};
 pub use route::route;
 pub use tls::{certificate, client_hello, sni};
@@ -35,6 +37,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("matcher", matcher),
     ("path", path),
     ("payload", payload),
+    ("response", response),
     ("route", route),
     ("sni", sni),
     ("spiffe", spiffe),

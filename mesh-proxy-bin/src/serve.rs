@@ -5,8 +5,10 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures_util::future::Either;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -67,7 +69,12 @@ pub(crate) async fn http<I, S, R>(
         let caller = caller_half(&mut request);
         let answer = well.map(|()| {
             Facts::new(Arc::clone(&connection)).insert(&mut request);
-            service.clone().oneshot(request)
+            let mut service = service.clone();
+            // Ours always are, and need no room for a request that waits.
+            match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(())) => Either::Left(service.call(request)),
+                _ => Either::Right(service.oneshot(request)),
+            }
         });
         let closing = Arc::clone(&closing);
         async move {

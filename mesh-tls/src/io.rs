@@ -106,14 +106,14 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewind<IO> {
 }
 
 /// A connection that may be inside TLS; made by [`TlsAccept`](crate::TlsAccept) and
-/// [`TlsConnect`](crate::TlsConnect). No box, and no TLS library in its interface.
+/// [`TlsConnect`](crate::TlsConnect). No TLS library in its interface.
 pub struct MaybeTls<IO>(Inner<IO>);
 
-// Not boxed: one per connection, and a box would cost a hop on every read.
+// TLS is boxed: it is more than a kilobyte, which a connection without it would have room for, too.
 enum Inner<IO> {
     Plain(Rewind<IO>),
-    Server(server::TlsStream<Rewind<IO>>),
-    Client(client::TlsStream<Rewind<IO>>),
+    Server(Box<server::TlsStream<Rewind<IO>>>),
+    Client(Box<client::TlsStream<Rewind<IO>>>),
 }
 
 impl<IO> MaybeTls<IO> {
@@ -126,12 +126,12 @@ impl<IO> MaybeTls<IO> {
         Self(Inner::Plain(io))
     }
 
-    pub(crate) const fn server(io: server::TlsStream<Rewind<IO>>) -> Self {
-        Self(Inner::Server(io))
+    pub(crate) fn server(io: server::TlsStream<Rewind<IO>>) -> Self {
+        Self(Inner::Server(Box::new(io)))
     }
 
-    pub(crate) const fn client(io: client::TlsStream<Rewind<IO>>) -> Self {
-        Self(Inner::Client(io))
+    pub(crate) fn client(io: client::TlsStream<Rewind<IO>>) -> Self {
+        Self(Inner::Client(Box::new(io)))
     }
 
     /// The connection below, for its addresses and socket options.
@@ -152,7 +152,6 @@ impl<IO> MaybeTls<IO> {
     ///
     /// # Errors
     /// Gives the connection back when it is inside TLS.
-    #[expect(clippy::result_large_err, reason = "the connection itself, given back")]
     pub fn into_plain(self) -> Result<(Bytes, IO), Self> {
         match self.0 {
             Inner::Plain(io) => Ok(io.into_parts()),

@@ -443,6 +443,10 @@ impl Home {
         if let Some(shard) = self.find() {
             let mut lists = lock(&shard.lists);
             if lists.idle.len() < MAX_IDLE {
+                // Many an endpoint has one connection; a vector begins with room for four.
+                if lists.idle.capacity() == 0 {
+                    lists.idle.reserve_exact(1);
+                }
                 lists.idle.push(Idle { conn, expires });
             }
         }

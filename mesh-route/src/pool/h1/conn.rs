@@ -86,7 +86,7 @@ impl Conn {
                 match parse(&self.unread, reading.asked, &mut reading.headers)? {
                     Parsed::Head(head, taken) => {
                         let _ = self.unread.split_to(taken);
-                        return Poll::Ready(Ok(*head));
+                        return Poll::Ready(Ok(head));
                     }
                     Parsed::Informational(taken) => {
                         reading.informational += 1;

@@ -44,7 +44,7 @@ pub enum Parsed {
     /// An informational head (100, 102 to 199), which is not the answer. It took so many bytes.
     Informational(usize),
     /// The answer's. It took so many bytes.
-    Head(Box<Head>, usize),
+    Head(Head, usize),
 }
 
 impl Asked {
@@ -101,7 +101,7 @@ pub fn parse(bytes: &Bytes, asked: Asked, spare: &mut HeaderMap) -> Result<Parse
     }
     let framing = seen.framing(status, version, asked)?;
     let keep_alive = seen.keep_alive(status, version, asked, framing);
-    Ok(Parsed::Head(Box::new(Head { status, reason, headers, framing, keep_alive }), taken))
+    Ok(Parsed::Head(Head { status, reason, headers, framing, keep_alive }, taken))
 }
 
 /// What a response's headers say of where it ends.

@@ -12,7 +12,7 @@ fn read(head: &str, asked: Asked) -> Result<Parsed, Malformed> {
 fn head(lines: &str) -> Result<Head, Malformed> {
     let text = format!("{lines}\r\n\r\n");
     match read(&text, Asked::default())? {
-        Parsed::Head(head, taken) if taken == text.len() => Ok(*head),
+        Parsed::Head(head, taken) if taken == text.len() => Ok(head),
         other => panic!("{other:?} of {text:?}"),
     }
 }
