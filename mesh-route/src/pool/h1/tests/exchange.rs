@@ -131,6 +131,21 @@ async fn a_head_and_what_is_there_of_a_body_are_one_write() {
 }
 
 #[tokio::test]
+async fn a_body_that_comes_a_turn_later_is_in_the_same_write() {
+    let body = stream::once(async {
+        tokio::task::yield_now().await;
+        Ok::<_, BoxError>(data("hi"))
+    });
+    let request = Request::post("/").header("content-length", "2").body(Body::new(StreamBody::new(body)));
+    let Pair { conn, mut server, home: _home, _cluster } = pair(1 << 16);
+    let exchanging = tokio::spawn(exchange(conn, request.unwrap(), true));
+    let mut buf = [0; 256];
+    let n = server.read(&mut buf).await.unwrap();
+    assert!(buf[..n].ends_with(b"\r\n\r\nhi"), "{:?}", String::from_utf8_lossy(&buf[..n]));
+    exchanging.abort();
+}
+
+#[tokio::test]
 async fn trailers_are_sent_where_they_were_announced_and_may_be() {
     let mut trailers = HeaderMap::new();
     for (name, value) in [("x-sum", "1"), ("content-length", "9"), ("x-other", "2")] {
