@@ -257,7 +257,7 @@ async fn the_api_server_asks_the_webhooks_and_believes_the_bundle_that_was_writt
 
 #[tokio::test]
 #[ignore = "needs kube-apiserver"]
-async fn the_program_starts_says_what_it_waits_for_and_ends_when_told() {
+async fn the_program_serves_once_it_knows_the_cluster_and_ends_when_told() {
     let real = Real::start().await;
     namespace(&real.client, "mesh-system", json!({})).await;
     let ports = [(); 3].map(|()| format!("127.0.0.1:{}", mesh_test::ports::free()));
@@ -267,6 +267,9 @@ async fn the_program_starts_says_what_it_waits_for_and_ends_when_told() {
     let program = env!("CARGO_BIN_EXE_mesh-controller");
     let mut program = mesh_test::process::Proc::spawn_with(program, args, kubeconfig);
     program.wait_for_line("a CA is in force", PATIENCE).await;
+    // The cluster has been read.
+    program.wait_for_line("serving", PATIENCE).await;
+    assert!(tokio::net::TcpStream::connect(&ports[0]).await.is_ok());
     program.terminate();
     assert!(program.wait(PATIENCE).await.success());
 }
