@@ -42,8 +42,8 @@ pub struct Args {
     pub all_proxies: usize,
 
     /// Changes of each sort
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub changes: usize,
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+    pub changes: u16,
 
     /// Seconds in which proxies are warm, at most
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]

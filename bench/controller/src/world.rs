@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 /// How many namespaces there are.
 pub const NAMESPACES: usize = 20;
+/// How many endpoints may come and go: their addresses are 10.240.0.0/12.
+pub const PASSING: usize = 1 << 20;
 /// The namespace of the controller.
 pub const SYSTEM: &str = "mesh-system";
 
