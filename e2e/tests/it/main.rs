@@ -1,5 +1,6 @@
 //! End-to-end tests in a real cluster: `just cluster up && just e2e`.
 
+mod away;
 mod chart;
 mod mesh;
 mod plain;
