@@ -12,14 +12,14 @@ use tokio::time::Instant;
 
 const REVIEWS: &str = "http://reviews:9080/";
 
-async fn controllers(replicas: u32) {
+async fn controllers(replicas: u32) -> Result<String, String> {
     let replicas = format!("--replicas={replicas}");
-    kubectl(&["-n", SYSTEM, "scale", "deployment/mesh-controller", &replicas], "").await.unwrap();
+    kubectl(&["-n", SYSTEM, "scale", "deployment/mesh-controller", &replicas], "").await
 }
 
-async fn controllers_are_ready() {
+async fn controllers_are_ready() -> Result<String, String> {
     let wanted = ["-n", SYSTEM, "rollout", "status", "deployment/mesh-controller", "--timeout=90s"];
-    kubectl(&wanted, "").await.unwrap();
+    kubectl(&wanted, "").await
 }
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn away_controllers_and_api_server_are_not_missed() {
             lap.assert_clean();
         };
 
-        controllers(0).await;
+        controllers(0).await.unwrap();
         wait::until_secs(60, "the controllers to be gone", async || {
             let pods =
                 ["-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/name=mesh-controller", "-o", "name"];
@@ -57,8 +57,8 @@ async fn away_controllers_and_api_server_are_not_missed() {
             kubectl(&["get", "--raw", "/readyz"], "").await.is_ok()
         })
         .await;
-        controllers(2).await;
-        controllers_are_ready().await;
+        controllers(2).await.unwrap();
+        controllers_are_ready().await.unwrap();
 
         // What had to wait is done.
         let refuse = "apiVersion: security.istio.io/v1
@@ -100,5 +100,5 @@ async fn away_a_leader_is_followed_by_another_within_15_seconds() {
     .await;
     println!("another leads after {:?}", killed.elapsed());
     assert!(killed.elapsed() < Duration::from_secs(15), "{:?}", killed.elapsed());
-    controllers_are_ready().await;
+    controllers_are_ready().await.unwrap();
 }

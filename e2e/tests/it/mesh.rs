@@ -7,6 +7,8 @@ use kube::api::Api;
 use mesh_e2e::{App, Namespace, in_namespace, yaml};
 use mesh_test::wait;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 /// What `istio-injection=enabled` asks for.
@@ -71,16 +73,14 @@ spec:
 ";
 
 /// The sidecar's own metrics.
-async fn metrics(app: &App) -> String {
+async fn metrics(app: &App) -> std::io::Result<String> {
     let address = format!("{}:15090", app.address());
-    let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
-    let mut stream = tokio::io::BufStream::new(stream);
+    let mut stream = TcpStream::connect(&address).await?;
     let request = format!("GET /stats/prometheus HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
-    tokio::io::AsyncWriteExt::flush(&mut stream).await.unwrap();
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer).await.unwrap();
-    answer
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 #[tokio::test]
@@ -103,10 +103,10 @@ async fn both_peers_know_whom_they_speak_with_and_strangers_are_refused() {
         })
         .await;
         let principal = |account: &str| format!("spiffe://cluster.local/ns/{name}/sa/{account}");
-        let of_web = metrics(&web).await;
+        let of_web = metrics(&web).await.unwrap();
         assert!(of_web.contains(&format!("destination_principal=\"{}\"", principal("reviews"))), "{of_web}");
         let reviews = App::of(&namespace.pods("reviews").await[0]);
-        let of_reviews = metrics(&reviews).await;
+        let of_reviews = metrics(&reviews).await.unwrap();
         assert!(of_reviews.contains(&format!("source_principal=\"{}\"", principal("web"))), "{of_reviews}");
     })
     .await;

@@ -79,6 +79,7 @@ impl Real {
     }
 
     /// Starts the API server that was killed, as it was started before.
+    #[expect(clippy::zombie_processes, reason = "it ends with the others, when this is dropped")]
     pub(crate) async fn start_api_server(&self) {
         let line = std::fs::read_to_string(self.dir.path().join("cmdline")).unwrap();
         let mut words = line.trim_end_matches('\0').split('\0');
