@@ -73,7 +73,8 @@ features:
     cargo check --quiet -p tower-mesh --lib --features control-plane
     cargo test --quiet -p tower-mesh-core -p tower-mesh-telemetry --all-features --lib
 
-# The tests that need outside programs: Envoy, promtool, openssl, Redis, wrk, nft, iptables. They are the ignored
+# The tests that need outside programs: Envoy, promtool, openssl, Redis, wrk, nft, iptables, a Kubernetes API server
+# (built from Go modules, which takes some ten minutes once). They are the ignored
 # ones; those that need a network of their own need root as well, and say so where they have not.
 interop: interop-programs
     ENVOY="$PWD/target/tools/bin/envoy" cargo test --workspace --exclude mesh-e2e --lib --bins --tests -- --ignored
@@ -92,6 +93,7 @@ interop-programs:
     for program in promtool openssl redis-server curl wrk nft iptables ip unshare target/tools/bin/envoy; do
         command -v "$program" >/dev/null || { echo "interop needs $program" >&2; exit 1; }
     done
+    e2e/cluster/cluster programs >/dev/null
 
 # The demonstration of the README, shortened.
 demo:
