@@ -13,8 +13,8 @@ pub struct ServerLimits {
     /// Bytes of one request. Default: 1 MiB, which is 1,024 names
     /// as long as they may be, with their versions.
     pub request_bytes: usize,
-    /// Bytes of content after which a response takes no more resources. Default: 256 KiB. A larger resource
-    /// travels alone.
+    /// Bytes of content after which a response takes no more resources. Default: 32 KiB: a stream keeps a buffer
+    /// as large as its largest response for its life. A larger resource travels alone.
     pub response_bytes: usize,
     /// Resources and removals of one response. Default: 1,024.
     pub response_items: usize,
@@ -38,7 +38,7 @@ impl Default for ServerLimits {
             subscriptions: 16_384,
             streams: 10_000,
             request_bytes: 1024 * 1024,
-            response_bytes: 256 * 1024,
+            response_bytes: 32 * 1024,
             response_items: 1024,
             stream_age: Duration::from_secs(3600),
             keep_alive: Duration::from_secs(30),
