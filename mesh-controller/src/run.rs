@@ -51,6 +51,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
     let stopping = stopping()?;
     let (synced, for_plane) = watch::channel(false);
     let (leads, leader) = watch::channel(false);
+    // Who writes while this replica leads is there until the end: it does not end with the election.
+    let _leads = leads.clone();
     let (events, taken) = mpsc::channel(watching::CHANNEL);
     let (read, all_read) = watch::channel(false);
     let (reports, labels, counted) = (Reports::default(), Labels::default(), Counted::default());
