@@ -91,3 +91,23 @@ async fn run(mut command: Command, input: &str) -> Result<String, String> {
         Err(text(&output.stderr))
     }
 }
+
+/// The resident memory of a workload's sidecar in KiB, as the node's kernel counts it. `workload` is
+/// `NAMESPACE/POD`.
+///
+/// # Panics
+/// When there is no such sidecar.
+pub async fn resident_kib(workload: &str) -> u64 {
+    let program = std::env::var("CLUSTER").unwrap_or_else(|_| panic!("run the tests with `just e2e`"));
+    let script = format!(
+        "for p in /proc/[0-9]*; do
+           [ \"$(cat $p/comm 2>/dev/null)\" = mesh-proxy ] || continue
+           tr '\\0' '\\n' <$p/environ 2>/dev/null | grep -qx 'MESH_WORKLOAD={workload}' || continue
+           sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' $p/status
+         done"
+    );
+    let mut command = Command::new(program);
+    command.args(["enter", "sh", "-c", &script]);
+    let text = run(command, "").await.unwrap_or_else(|e| panic!("{e}"));
+    text.trim().parse().unwrap_or_else(|_| panic!("no sidecar of {workload}: {text:?}"))
+}

@@ -2,5 +2,6 @@
 
 mod away;
 mod chart;
+mod memory;
 mod mesh;
 mod plain;

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 /// What `istio-injection=enabled` asks for.
-const INJECTED: &[(&str, &str)] = &[("istio-injection", "enabled")];
+pub(crate) const INJECTED: &[(&str, &str)] = &[("istio-injection", "enabled")];
 const REVIEWS: &str = "http://reviews:9080/";
 
 /// `web`, and `reviews` in two versions.
@@ -73,7 +73,7 @@ spec:
 ";
 
 /// The sidecar's own metrics.
-async fn metrics(app: &App) -> std::io::Result<String> {
+pub(crate) async fn metrics(app: &App) -> std::io::Result<String> {
     let address = format!("{}:15090", app.address());
     let mut stream = TcpStream::connect(&address).await?;
     let request = format!("GET /stats/prometheus HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
