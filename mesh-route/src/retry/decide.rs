@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 use mesh_core::failure::{FailureCode, GrpcCode};
 
-use super::policy::{Condition, MAX_ATTEMPTS, RetryPolicy};
+use super::policy::{Condition, RetryPolicy};
 use crate::pool::TryError;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -69,7 +69,7 @@ impl Outcome<'_> {
 pub fn decide(policy: &RetryPolicy, outcome: Outcome<'_>, method: &Method, context: Context) -> Verdict {
     if !holds(policy, outcome, is_idempotent(method)) {
         Verdict::Final
-    } else if context.retries >= policy.attempts.min(MAX_ATTEMPTS) {
+    } else if context.retries >= policy.most(matches!(outcome, Outcome::Unsent)) {
         Verdict::Exhausted
     } else if !context.replayable {
         Verdict::BodyTooLarge
@@ -137,6 +137,7 @@ fn is_idempotent(method: &Method) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::policy::{MAX_ATTEMPTS, UNSENT_ATTEMPTS};
     use super::*;
     use crate::retry::RetryOn;
     use mesh_core::failure::Failure;
@@ -219,9 +220,15 @@ mod tests {
         let on = |retries, replayable| {
             decide(&policy, Outcome::Unsent, &Method::GET, Context { retries, replayable })
         };
-        assert_eq!(on(1, true), Verdict::Retry);
-        assert_eq!(on(2, true), Verdict::Exhausted);
+        assert_eq!(on(UNSENT_ATTEMPTS - 1, true), Verdict::Retry);
+        assert_eq!(on(UNSENT_ATTEMPTS, true), Verdict::Exhausted);
         assert_eq!(on(0, false), Verdict::BodyTooLarge);
+        let reset =
+            |retries| decide(&policy, Outcome::Reset, &Method::GET, Context { retries, replayable: true });
+        assert_eq!((reset(1), reset(2)), (Verdict::Retry, Verdict::Exhausted));
+        let counted = RetryPolicy { counted: true, ..policy.clone() };
+        let context = Context { retries: 2, replayable: true };
+        assert_eq!(decide(&counted, Outcome::Unsent, &Method::GET, context), Verdict::Exhausted);
         let endless = RetryPolicy { attempts: u32::MAX, ..policy };
         let context = Context { retries: MAX_ATTEMPTS, replayable: true };
         assert_eq!(decide(&endless, Outcome::Unsent, &Method::GET, context), Verdict::Exhausted);

@@ -52,7 +52,9 @@ mod replay;
 mod service;
 
 pub use decide::{Context, Outcome, Verdict, decide};
-pub use policy::{Condition, MAX_ATTEMPTS, MAX_BACKOFF_FACTOR, RetryOn, RetryPolicy, UnknownCondition};
+pub use policy::{
+    Condition, MAX_ATTEMPTS, MAX_BACKOFF_FACTOR, RetryOn, RetryPolicy, UNSENT_ATTEMPTS, UnknownCondition,
+};
 pub use service::{ATTEMPT_COUNT, ResponseFuture, Retry, RetryLayer};
 
 #[cfg(test)]

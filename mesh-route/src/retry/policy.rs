@@ -14,12 +14,15 @@ pub const MAX_ATTEMPTS: u32 = 100;
 /// When and how often a request is tried again. The default is Istio's for a route that says nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// How many retries follow the first try at most; 0 is none. Default: 2.
+    /// How many retries follow the first try at most; 0 is none. Default: 2, and [`UNSENT_ATTEMPTS`] where
+    /// nobody was reached.
     pub attempts: u32,
     /// How long one try may take until its response headers. Default: no limit of its own.
     pub per_try_timeout: Option<Duration>,
     /// The conditions. Default: `connect-failure,refused-stream,unavailable,cancelled`.
     pub retry_on: RetryOn,
+    /// Whether somebody wrote the number down, so that it holds for tries that reached nobody, too. Default: no.
+    pub counted: bool,
     /// Whether somebody wrote the conditions down, so that they hold for every method. Default: no.
     pub explicit: bool,
     /// Whether endpoints that were tried are left out. Default: yes.
@@ -109,7 +112,22 @@ fn hint(nearest: &Option<&'static str>) -> String {
     nearest.map(|n| format!(" (did you mean `{n}`?)")).unwrap_or_default()
 }
 
+/// How many retries there are where no policy is written.
+const ATTEMPTS: u32 = 2;
+
+/// How many retries follow tries that reached nobody, where no policy is written: about half a second of waiting on
+/// average. That is what it takes at most to hear that a service's only endpoint was replaced; with fewer, a restart
+/// of what has one replica fails calls.
+pub const UNSENT_ATTEMPTS: u32 = 6;
+
 impl RetryPolicy {
+    /// How many retries there are at most: those of a try that provably reached nobody are more where nobody
+    /// wrote the number or the conditions down.
+    pub fn most(&self, unsent: bool) -> u32 {
+        let unwritten = !self.counted && !self.explicit && self.attempts == ATTEMPTS;
+        if unsent && unwritten { UNSENT_ATTEMPTS } else { self.attempts.min(MAX_ATTEMPTS) }
+    }
+
     /// No retry at all.
     pub fn off() -> Self {
         Self { attempts: 0, ..Self::default() }
@@ -130,9 +148,10 @@ const MAX_BACKOFF: Duration = Duration::from_secs(3600);
 impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
-            attempts: 2,
+            attempts: ATTEMPTS,
             per_try_timeout: None,
             retry_on: RetryOn::default(),
+            counted: false,
             explicit: false,
             ignore_previous_hosts: true,
             backoff: Duration::from_millis(25),

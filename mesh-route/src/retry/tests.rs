@@ -76,10 +76,22 @@ async fn a_try_that_never_arrived_is_repeated_with_its_body() {
 #[tokio::test(start_paused = true)]
 async fn attempts_end_and_the_last_error_is_told() {
     let (answer, mut handle) = start(&RetryLayer::default(), request(Method::GET, ""));
-    for code in [FailureCode::UpstreamReset, FailureCode::UpstreamReset, FailureCode::ConnectFailed] {
+    for code in [FailureCode::ConnectFailed, FailureCode::ConnectFailed, FailureCode::UpstreamReset] {
         handle.next_request().await.unwrap().1.send_error(Failure::new(code));
     }
-    assert_eq!(Failure::of(answer.await.unwrap().unwrap_err()).code(), FailureCode::ConnectFailed);
+    assert_eq!(Failure::of(answer.await.unwrap().unwrap_err()).code(), FailureCode::UpstreamReset);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reached_nobody_tries_longer_unless_a_number_is_written() {
+    let written = RetryPolicy { counted: true, ..RetryPolicy::default() };
+    for (policy, tries) in [(RetryPolicy::default(), 1 + UNSENT_ATTEMPTS), (written, 3)] {
+        let (answer, mut handle) = start(&RetryLayer::new(policy), request(Method::POST, ""));
+        for _ in 0..tries {
+            handle.next_request().await.unwrap().1.send_error(Failure::new(FailureCode::ConnectFailed));
+        }
+        assert_eq!(Failure::of(answer.await.unwrap().unwrap_err()).code(), FailureCode::ConnectFailed);
+    }
 }
 
 /// A dead endpoint among good ones: everybody who meets it moves on at once, however many they are.

@@ -57,6 +57,7 @@ fn retry(written: &HttpRetry, field: &str, complaints: &mut Complaints) -> Retry
     };
     RetryPolicy {
         attempts: written.attempts,
+        counted: true,
         per_try_timeout: written.per_try_timeout.filter(|t| !t.is_zero()).map(|t| t.get()),
         retry_on,
         explicit,
