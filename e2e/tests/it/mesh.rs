@@ -62,6 +62,21 @@ spec:
     )
 }
 
+/// Lets those call `reviews` whom one rule of an AuthorizationPolicy names.
+fn allow(rule: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: reviews}}
+spec:
+  selector: {{matchLabels: {{app: reviews}}}}
+  action: ALLOW
+  rules:
+  {rule}
+"
+    )
+}
+
 const SUBSETS: &str = "apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: reviews}
@@ -179,39 +194,14 @@ async fn who_may_call_is_asked_of_the_identity_and_probes_keep_passing() {
         let other = namespace.app("other").await;
         answered(&other, REVIEWS, 200).await;
         let name = namespace.name();
-        namespace
-            .apply(&format!(
-                "apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {{name: reviews}}
-spec:
-  selector: {{matchLabels: {{app: reviews}}}}
-  action: ALLOW
-  rules:
-  - from: [{{source: {{principals: [cluster.local/ns/{name}/sa/web]}}}}]
-    to: [{{operation: {{methods: [GET]}}}}]
-"
-            ))
-            .await;
+        namespace.apply(&allow(&format!("- from: [{{source: {{principals: [cluster.local/ns/{name}/sa/web]}}}}]\n    to: [{{operation: {{methods: [GET]}}}}]"))).await;
         answered(&other, REVIEWS, 403).await;
         assert_eq!(other.get(REVIEWS).await.reason.as_deref(), Some("denied"));
         assert_eq!(web.get(REVIEWS).await.status, Some(200));
         let post = web.call(&json!({"url": REVIEWS, "method": "POST"})).await;
         assert_eq!((post.status, post.reason.as_deref()), (Some(403), Some("denied")));
 
-        namespace
-            .apply(&format!(
-                "apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {{name: reviews}}
-spec:
-  selector: {{matchLabels: {{app: reviews}}}}
-  action: ALLOW
-  rules:
-  - from: [{{source: {{namespaces: [{name}]}}}}]
-"
-            ))
-            .await;
+        namespace.apply(&allow(&format!("- from: [{{source: {{namespaces: [{name}]}}}}]"))).await;
         answered(&other, REVIEWS, 200).await;
         for pod in namespace.pods("reviews").await {
             let status = pod.status.unwrap();
