@@ -3,13 +3,15 @@
 # killed, the kernel ends all others and takes mounts, interfaces and rules with them; what then remains is a folder
 # and empty cgroups. So `down` has one thing to do, whatever state the node is in.
 
-NODE=/var/lib/tower-mesh-node
+# Nodes of different names stand side by side; whatever is outside of a node's namespaces has its name in it.
+NAME=${CLUSTER_NAME:-tower-mesh-node}
+NODE=/var/lib/$NAME
 # The same folder, as the node sees it.
 INSIDE=/run/node
 # Of the node; its pods have others.
 ADDRESS=10.99.0.1
 SERVER=https://$ADDRESS:6443
-CGROUP=tower-mesh-node
+CGROUP=$NAME
 COMPONENTS=(etcd kube-apiserver containerd kube-controller-manager kube-scheduler kubelet kube-proxy dns)
 
 needs_root() {
@@ -21,10 +23,10 @@ needs_node() {
     node_pid >/dev/null || die "no node runs here: just cluster up"
 }
 
-# One `up` or `down` at a time, also from different work trees.
+# One `up` or `down` of a node at a time, also from different work trees.
 node_lock() {
     mkdir -p "$CACHE"
-    exec 8>"$CACHE/node.lock"
+    exec 8>"$CACHE/$NAME.lock"
     flock 8
 }
 
