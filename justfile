@@ -3,7 +3,7 @@
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
 # Everything that has to hold before a change goes in.
-all: fmt clippy imports test corpus doc features interop
+all: fmt clippy imports test corpus doc features interop e2e-alone
 
 # The code is formatted.
 fmt:
