@@ -127,6 +127,7 @@ impl http_body::Body for Body {
     type Data = Bytes;
     type Error = BoxError;
 
+    #[inline]
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -147,6 +148,7 @@ impl http_body::Body for Body {
         }
     }
 
+    #[inline]
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Empty => true,
@@ -156,6 +158,7 @@ impl http_body::Body for Body {
         }
     }
 
+    #[inline]
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
@@ -167,6 +170,7 @@ impl http_body::Body for Body {
 }
 
 impl Limit {
+    #[inline]
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<BoxError> {
         let deadline = self.deadline;
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));

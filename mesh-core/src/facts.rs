@@ -198,6 +198,7 @@ struct Record {
 
 impl PeerIdentity {
     /// A verified identity, nothing else known of its certificate.
+    #[inline]
     pub fn new(id: SpiffeId) -> Self {
         let mut hasher = DefaultHasher::new();
         id.hash(&mut hasher);
@@ -384,6 +385,7 @@ impl ConnectionBuilder {
 
 impl Facts {
     /// Facts of a request on `connection`.
+    #[inline]
     pub fn new(connection: Arc<Connection>) -> Self {
         Self(Arc::new(Record {
             connection,
@@ -416,6 +418,7 @@ impl Facts {
     }
 
     /// The connection that the request arrived on.
+    #[inline]
     pub fn connection(&self) -> &Arc<Connection> {
         &self.0.connection
     }
@@ -431,6 +434,7 @@ impl Facts {
     }
 
     /// Remembers the route; the first one wins.
+    #[inline]
     pub fn set_route(&self, route: MatchedRoute) {
         let _ = self.0.route.set(route);
     }
@@ -441,6 +445,7 @@ impl Facts {
     }
 
     /// Remembers the endpoint; the first one wins.
+    #[inline]
     pub fn set_upstream(&self, upstream: Upstream) {
         let _ = self.0.upstream.set(upstream);
     }
@@ -471,6 +476,7 @@ impl Facts {
     }
 
     /// Counts a try; returns its number, from 1.
+    #[inline]
     pub fn count_attempt(&self) -> u32 {
         self.0.attempts.fetch_add(1, Ordering::Relaxed) + 1
     }

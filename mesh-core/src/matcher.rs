@@ -98,6 +98,7 @@ impl Regex {
     }
 
     /// Whether it matches all of `text`.
+    #[inline]
     pub fn is_match(&self, text: &str) -> bool {
         self.0.compiled.is_match(text)
     }
@@ -151,6 +152,7 @@ impl StringMatcher {
     }
 
     /// Whether `text` matches.
+    #[inline]
     pub fn matches(&self, text: &str) -> bool {
         let bytes = text.as_bytes();
         match self {
@@ -171,6 +173,7 @@ impl StringMatcher {
     }
 
     /// How many bytes of `text` a prefix matcher covers, for rewriting what was matched.
+    #[inline]
     pub fn matched_prefix(&self, text: &str) -> Option<usize> {
         match self {
             Self::Prefix(t) | Self::PrefixIgnoreCase(t) if self.matches(text) => Some(t.len()),
@@ -182,6 +185,7 @@ impl StringMatcher {
     /// matches. A value that is no UTF-8 cannot be compared: it fails [`Reading::Every`] and
     /// [`Reading::Joined`]; under [`Reading::Any`] it counts as a match, since what cannot be read must
     /// not get past a rule that keeps requests out.
+    #[inline]
     pub fn matches_header(&self, headers: &HeaderMap, name: &HeaderName, reading: Reading) -> bool {
         let mut values = headers.get_all(name).iter().map(|v| std::str::from_utf8(v.as_bytes()));
         match reading {
@@ -206,6 +210,7 @@ impl StringMatcher {
         }
     }
 
+    #[inline]
     fn matches_joined(&self, headers: &HeaderMap, name: &HeaderName) -> bool {
         joined(headers, name).is_some_and(|v| self.matches(&v))
     }
@@ -213,6 +218,7 @@ impl StringMatcher {
 
 /// The values of a header joined with commas; borrowed where there is one. `None` when it is absent or not
 /// UTF-8.
+#[inline]
 pub fn joined<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<std::borrow::Cow<'h, str>> {
     let mut values = headers.get_all(name).iter();
     let first = std::str::from_utf8(values.next()?.as_bytes()).ok()?;

@@ -53,6 +53,7 @@ impl Authority {
     ///
     /// # Errors
     /// When the host is empty, too long, or holds a character that no host has (user information included).
+    #[inline]
     pub fn parse(text: &str) -> Result<Self, InvalidAuthority> {
         let (host, port) = split_port(text)?;
         let port = match port {
@@ -121,6 +122,7 @@ impl Authority {
     }
 }
 
+#[inline]
 fn split_port(text: &str) -> Result<(&str, Option<&str>), InvalidAuthority> {
     if text.starts_with('[') {
         let end = text.find(']').ok_or(InvalidAuthority("a bracket is not closed"))?;
@@ -158,6 +160,7 @@ impl fmt::Debug for Authority {
 /// # Errors
 /// When the path does not start with `/`, climbs above the root, or holds a control character or `#`
 /// (a fragment never travels: it would hide the rest of the path from a prefix rule).
+#[inline]
 pub fn normal_path(path: &str) -> Result<Cow<'_, str>, InvalidPath> {
     if path == "*" {
         return Ok(Cow::Borrowed(path));

@@ -88,6 +88,7 @@ impl<S> Layer<S> for NormalizeLayer {
 ///
 /// # Errors
 /// `bad_request` where there is none.
+#[inline]
 pub fn normalize(method: &Method, uri: &mut Uri) -> Result<(), Failure> {
     // An authority alone, or a host alone with its implied path.
     if *method == Method::CONNECT {

@@ -216,6 +216,7 @@ fn finish<R>(
 }
 
 /// What a request's URI and headers come to, in bytes, and whether there is something to [`strip`].
+#[inline]
 fn measure<A>(request: &Request<A>) -> (usize, bool) {
     let mut size = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
     let mut forged = false;
@@ -231,12 +232,14 @@ fn is_own(name: &HeaderName) -> bool {
 }
 
 /// Removes what nobody but the mesh may say.
+#[inline]
 fn strip(headers: &mut HeaderMap) {
     headers.remove(REASON_HEADER);
     headers.remove(DETAIL_HEADER);
 }
 
 /// Believes the failure headers of a response only from a verified sidecar.
+#[inline]
 fn receive(headers: &mut HeaderMap, facts: &Facts) {
     if !headers.keys().any(is_own) {
         return;

@@ -182,6 +182,7 @@ impl EndpointSet {
     }
 
     /// How many are ejected at `now`.
+    #[inline]
     pub fn ejected(&self, now: Instant) -> usize {
         self.members.iter().filter(|e| e.state.is_ejected(now)).count()
     }
@@ -213,12 +214,14 @@ impl EndpointState {
     }
 
     /// Counts a request until the guard is dropped.
+    #[inline]
     pub fn begin(self: &Arc<Self>) -> InFlight {
         self.active.fetch_add(1, Ordering::Relaxed);
         InFlight(Arc::clone(self))
     }
 
     /// Requests in flight.
+    #[inline]
     pub fn active(&self) -> u32 {
         self.active.load(Ordering::Relaxed)
     }
@@ -249,6 +252,7 @@ impl EndpointState {
     }
 
     /// Whether it is ejected at `now`.
+    #[inline]
     pub fn is_ejected(&self, now: Instant) -> bool {
         self.ejected_until().is_some_and(|until| now < until)
     }
@@ -282,6 +286,7 @@ impl EndpointState {
     }
 
     /// Whether others are to be preferred at `now`, because no connection could be made a moment ago.
+    #[inline]
     pub fn is_unreachable(&self, now: Instant) -> bool {
         let until = self.unreachable_until.load(Ordering::Relaxed);
         until > 0 && now.saturating_duration_since(self.epoch).as_millis() < u128::from(until)
@@ -300,6 +305,7 @@ impl EndpointState {
 }
 
 impl Drop for InFlight {
+    #[inline]
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);
     }

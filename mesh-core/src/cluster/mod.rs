@@ -206,6 +206,7 @@ impl Cluster {
     }
 
     /// The settings in force, for one look.
+    #[inline]
     pub fn load_settings(&self) -> crate::live::Snapshot<ClusterSettings> {
         self.settings.load()
     }
@@ -216,6 +217,7 @@ impl Cluster {
     }
 
     /// The endpoints in force, for one look.
+    #[inline]
     pub fn load_endpoints(&self) -> crate::live::Snapshot<EndpointSet> {
         self.endpoints.load()
     }
@@ -226,6 +228,7 @@ impl Cluster {
     }
 
     /// Takes one unit of `gauge` if less than `limit` are in use; counts an overflow otherwise.
+    #[inline]
     pub fn try_acquire(&self, gauge: Gauge, limit: u32) -> Option<Permit> {
         let cell = self.counts.gauge(gauge);
         let mut now = cell.load(Ordering::Relaxed);
@@ -253,6 +256,7 @@ impl Cluster {
 
     /// Takes a retry if the budget allows one more now: fewer retries are in flight than the budget's
     /// share of the requests in flight, or than its floor, whichever is more.
+    #[inline]
     pub fn try_retry(&self) -> Option<Permit> {
         self.try_acquire(Gauge::Retries, self.retry_limit())
     }
@@ -289,12 +293,14 @@ impl Cluster {
 
     /// Whether anything was [acquired](Self::try_acquire) since this was asked last, or is held now: how it is
     /// told which configuration is in use.
+    #[inline]
     pub fn take_used(&self) -> bool {
         let used = self.counts.used.swap(false, Ordering::Relaxed);
         used || self.in_use(Gauge::Requests) > 0 || self.in_use(Gauge::Connections) > 0
     }
 
     /// The next number of this cluster's round robin.
+    #[inline]
     pub fn next_turn(&self) -> usize {
         self.round_robin.fetch_add(1, Ordering::Relaxed)
     }
@@ -313,6 +319,7 @@ impl Counts {
 }
 
 impl Drop for Permit {
+    #[inline]
     fn drop(&mut self) {
         self.counts.gauge(self.gauge).fetch_sub(1, Ordering::Relaxed);
     }
