@@ -24,7 +24,9 @@
 
 mod connection;
 mod counters;
+mod grpc;
 mod index;
+mod known;
 mod limits;
 mod queue;
 mod service;

@@ -1,28 +1,36 @@
 //! The gRPC service around the sessions.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
-use futures_util::Stream;
+use bytes::Bytes;
 use futures_util::stream;
+use http::header::CONTENT_TYPE;
+use http::{Request, Response};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::metadata::GRPC_CONTENT_TYPE;
+use tonic::server::NamedService;
+use tower_service::Service;
 
 use super::counters::add;
+use super::grpc::{Pieces, Replies, Requests, pieces};
 use super::index::Entries;
 use super::session::Names;
 use super::{Notifier, Peer, ProxyStatus, Received, ServerCounters, ServerLimits, Session, Source};
-use crate::proto::discovery::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
+use crate::proto::discovery::aggregated_discovery_service_server::SERVICE_NAME;
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
-/// The gRPC service of a [`Discovery`].
-pub type DiscoveryService<S> = AggregatedDiscoveryServiceServer<Discovery<S>>;
+/// The path of the one method.
+const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
 /// Serves discovery from a [`Source`]. Cheap to clone; clones are one server.
 ///
@@ -56,13 +64,19 @@ struct Open<S> {
     id: u64,
     proxy: Arc<Proxy>,
     entries: Entries,
-    requests: Streaming<DeltaDiscoveryRequest>,
+    requests: Requests,
+    /// What is left of the last response.
+    pieces: Pieces,
     closing: watch::Receiver<bool>,
     until: Instant,
     ended: bool,
 }
 
-type Responses = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+/// The gRPC service of a [`Discovery`]; made by [`Discovery::into_service`]. Always ready.
+#[derive(Debug)]
+pub struct DiscoveryService<S>(Discovery<S>);
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 impl<S: Source> Discovery<S> {
     /// A server that answers from `source`.
@@ -109,16 +123,10 @@ impl<S: Source> Discovery<S> {
 
     /// As a gRPC service, with its limit on requests.
     pub fn into_service(self) -> DiscoveryService<S> {
-        let most = self.shared.limits.request_bytes;
-        AggregatedDiscoveryServiceServer::new(self).max_decoding_message_size(most)
+        DiscoveryService(self)
     }
 
-    fn open(
-        &self,
-        peer: Peer,
-        requests: Streaming<DeltaDiscoveryRequest>,
-        draw: f64,
-    ) -> Result<Open<S>, Status> {
+    fn open(&self, peer: Peer, requests: Body, draw: f64) -> Result<Open<S>, Status> {
         let shared = &self.shared;
         if *shared.closing.borrow() {
             return Err(Status::unavailable("the server is ending; another replica answers"));
@@ -144,7 +152,8 @@ impl<S: Source> Discovery<S> {
             id,
             proxy,
             entries: Entries::new(id, shared.notifier.clone()),
-            requests,
+            requests: Requests::new(requests, shared.limits.request_bytes),
+            pieces: Pieces::default(),
             closing: shared.closing.subscribe(),
             until: opened + age + age.mul_f64(draw.clamp(0.0, 1.0) / 10.0),
             ended: false,
@@ -152,30 +161,62 @@ impl<S: Source> Discovery<S> {
     }
 }
 
-#[tonic::async_trait]
-impl<S: Source> AggregatedDiscoveryService for Discovery<S> {
-    type DeltaAggregatedResourcesStream = Responses;
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Responses>, Status> {
-        let (_, extensions, requests) = request.into_parts();
-        let Some(peer) = extensions.get::<Peer>() else {
-            add(&self.shared.counters.unauthenticated, 1);
+impl<S: Source> DiscoveryService<S> {
+    fn answer(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        if request.uri().path() != DELTA {
+            return Err(Status::unimplemented("there is DeltaAggregatedResources alone"));
+        }
+        let discovery = &self.0;
+        let (parts, requests) = request.into_parts();
+        let Some(peer) = parts.extensions.get::<Peer>() else {
+            add(&discovery.shared.counters.unauthenticated, 1);
             return Err(Status::unauthenticated("the connection proves no identity"));
         };
-        let open = self.open(peer.clone(), requests, fastrand::f64())?;
+        let open = discovery.open(peer.clone(), requests, fastrand::f64())?;
         tracing::debug!(peer = %open.proxy.peer.identity, "a proxy's stream is open");
-        let responses = stream::unfold(open, |mut open| async move {
-            let item = open.next().await?;
-            Some((item, open))
+        let replies = stream::unfold(open, |mut open| async move {
+            let piece = open.piece().await?;
+            Some((piece, open))
         });
-        Ok(Response::new(Box::pin(responses)))
+        let mut response = Response::new(Body::new(Replies::new(replies)));
+        response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
+        Ok(response)
     }
 }
 
+impl<S: Source> Service<Request<Body>> for DiscoveryService<S> {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        let response = self.answer(request).unwrap_or_else(Status::into_http);
+        Box::pin(std::future::ready(Ok(response)))
+    }
+}
+
+impl<S> NamedService for DiscoveryService<S> {
+    const NAME: &'static str = SERVICE_NAME;
+}
+
 impl<S: Source> Open<S> {
+    /// The next bytes to send; `None` when the stream is over.
+    async fn piece(&mut self) -> Option<Result<Bytes, Status>> {
+        loop {
+            if let Some(piece) = self.pieces.next() {
+                return Some(Ok(piece));
+            }
+            match self.next().await? {
+                Ok(response) => self.pieces = pieces(response),
+                Err(status) => return Some(Err(status)),
+            }
+        }
+    }
+
     /// The next response; `None` when the stream is over.
     async fn next(&mut self) -> Option<Result<DeltaDiscoveryResponse, Status>> {
         while !self.ended {
@@ -183,7 +224,7 @@ impl<S: Source> Open<S> {
                 return Some(Ok(response));
             }
             tokio::select! {
-                request = self.requests.message() => match request {
+                request = self.requests.next() => match request {
                     Ok(Some(request)) => {
                         if let Err(status) = self.receive(request) {
                             self.ended = true;
@@ -293,6 +334,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<S> Clone for Discovery<S> {
     fn clone(&self) -> Self {
         Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S> Clone for DiscoveryService<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 

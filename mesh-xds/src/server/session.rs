@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::known::{Known, Sent};
 use super::queue::Queue;
 use super::status::{Acknowledged, Refused, TypeStatus};
 use super::table::Table;
@@ -11,7 +12,7 @@ use super::{Answer, ServerLimits};
 use crate::proto::discovery::{
     Any, ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource, Status,
 };
-use crate::{InvalidName, ResourceType, Version};
+use crate::{InvalidName, ResourceType};
 
 /// The longest text of a proxy's that is kept: a reason, a name that it gives itself. In characters.
 pub const MAX_QUOTED: usize = 512;
@@ -97,20 +98,12 @@ pub struct Session {
 
 #[derive(Debug, Default)]
 struct Type {
-    names: Table<Sent>,
+    names: Table<Known>,
     waiting: Queue,
     in_flight: Option<(u64, Instant)>,
     asked: bool,
     last_ack: Option<Acknowledged>,
     last_nack: Option<Refused>,
-}
-
-/// What a proxy knows of a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sent {
-    Nothing,
-    Absent,
-    Content(Version),
 }
 
 impl Session {
@@ -149,12 +142,14 @@ impl Session {
         if first && nothing {
             return Err(Violation::Wildcard(kind));
         }
+        let mut waited = Vec::new();
         for name in &request.resource_names_unsubscribe {
-            if of.names.remove(name).is_some() {
-                of.waiting.remove(name);
+            if let Some((text, known)) = of.names.remove(name) {
+                waited.extend(known.waits().then_some(text));
                 names.unsubscribed(kind, name);
             }
         }
+        of.waiting.remove(waited);
         for name in &request.resource_names_subscribe {
             if name == "*" {
                 return Err(Violation::Wildcard(kind));
@@ -166,16 +161,17 @@ impl Session {
             let sent = held.and_then(|v| v.parse().ok()).map_or(Sent::Nothing, Sent::Content);
             if let Some((name, known)) = of.names.get_mut(name) {
                 // Asking again means that it wants to be told again.
-                *known = Sent::Nothing;
-                of.waiting.push(name);
+                known.set(Sent::Nothing);
+                of.waiting.push(name, known);
                 continue;
             }
             if others + of.names.len() >= most {
                 return Err(Violation::Subscriptions(most));
             }
             let name = names.subscribed(kind, name);
-            of.waiting.push(&name);
-            of.names.insert(name, sent);
+            let mut known = Known::new(sent);
+            of.waiting.push(&name, &mut known);
+            of.names.insert(name, known);
         }
         of.names.shrink();
         Ok(received)
@@ -184,16 +180,16 @@ impl Session {
     /// The content behind a name may have changed.
     pub fn changed(&mut self, kind: ResourceType, name: &str) {
         if let Some(of) = self.types.get_mut(kind.index())
-            && let Some((name, _)) = of.names.get_mut(name)
+            && let Some((name, known)) = of.names.get_mut(name)
         {
-            of.waiting.push(name);
+            of.waiting.push(name, known);
         }
     }
 
     /// The content behind every name of a type may have changed.
     pub fn all_changed(&mut self, kind: ResourceType) {
         if let Some(of) = self.types.get_mut(kind.index()) {
-            of.names.names().for_each(|name| of.waiting.push(name));
+            of.names.iter_mut().for_each(|(name, known)| of.waiting.push(name, known));
         }
     }
 
@@ -291,16 +287,16 @@ impl Type {
             if items >= limits.response_items {
                 break;
             }
-            if let Some((_, sent)) = self.names.get_mut(&name) {
+            if let Some((_, known)) = self.names.get_mut(&name) {
                 match answers(kind, &name) {
-                    Answer::Found(content) if *sent == Sent::Content(content.version()) => {}
+                    Answer::Found(content) if known.sent() == Sent::Content(content.version()) => {}
                     Answer::Found(content) => {
                         let size = content.body().len() + name.len() + RESOURCE_OVERHEAD;
                         if items > 0 && bytes + size > limits.response_bytes {
                             break;
                         }
                         bytes += size;
-                        *sent = Sent::Content(content.version());
+                        known.set(Sent::Content(content.version()));
                         response.resources.push(Resource {
                             version: content.version().to_string(),
                             name: name.to_string(),
@@ -311,14 +307,15 @@ impl Type {
                         });
                     }
                     Answer::Unchanged => {}
-                    Answer::Absent if *sent == Sent::Absent => {}
+                    Answer::Absent if known.sent() == Sent::Absent => {}
                     Answer::Absent => {
-                        *sent = Sent::Absent;
+                        known.set(Sent::Absent);
                         response.removed_resources.push(name.to_string());
                     }
                 }
+                known.looked_at();
             }
-            self.waiting.remove(&name);
+            self.waiting.pop();
         }
         response
     }

@@ -28,13 +28,13 @@ impl<T> Table<T> {
         }
     }
 
-    pub(super) fn remove(&mut self, name: &str) -> Option<T> {
+    pub(super) fn remove(&mut self, name: &str) -> Option<(Arc<str>, T)> {
         let place = self.place(name).ok()?;
-        let (_, value) = self.0.remove(place);
+        let removed = self.0.remove(place);
         if self.0.len() < self.0.capacity() / 4 {
             self.0.shrink_to_fit();
         }
-        Some(value)
+        Some(removed)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -46,6 +46,11 @@ impl<T> Table<T> {
         if self.0.capacity() - self.0.len() > self.0.len() / 8 {
             self.0.shrink_to_fit();
         }
+    }
+
+    /// Names and values, in order.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Arc<str>, &mut T)> {
+        self.0.iter_mut().map(|(name, value)| (&*name, value))
     }
 
     /// The names, in order.
@@ -77,7 +82,8 @@ mod tests {
                     table.insert(name.as_str().into(), i);
                     map.entry(name.clone()).or_insert(i);
                 } else {
-                    prop_assert_eq!(table.remove(name), map.remove(name));
+                    let removed = table.remove(name).map(|(name, value)| (name.to_string(), value));
+                    prop_assert_eq!(removed, map.remove_entry(name));
                 }
                 let found = table.get_mut(name).map(|(_, value)| *value);
                 prop_assert_eq!(found, map.get(name).copied());
@@ -90,6 +96,6 @@ mod tests {
 
     #[test]
     fn an_entry_takes_32_bytes() {
-        assert_eq!(size_of::<(Arc<str>, crate::server::session::Sent)>(), 32);
+        assert_eq!(size_of::<(Arc<str>, crate::server::known::Known)>(), 32);
     }
 }
