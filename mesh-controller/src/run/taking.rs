@@ -13,8 +13,6 @@ use crate::event::Event;
 use crate::serve::webhooks::KnownLabels;
 use crate::world::{Coalesce, CoalesceLimits, World};
 
-/// Before all is read, so many events at most wait to be taken together.
-const AT_FIRST: usize = 20_000;
 /// How often it is looked for answers that nobody subscribes to any more.
 const TIDY: Duration = Duration::from_secs(60);
 
@@ -58,6 +56,11 @@ impl Taking {
         Self { world, notifier, labels }
     }
 
+    fn take(&mut self, events: Vec<Event>) {
+        events.iter().for_each(|event| self.labels.see(event));
+        tokio::task::block_in_place(|| self.world.take(events));
+    }
+
     fn apply(&mut self, events: Vec<Event>) {
         events.iter().for_each(|event| self.labels.see(event));
         // Some milliseconds, and more at first: others go on meanwhile.
@@ -74,12 +77,11 @@ impl Taking {
         synced: watch::Sender<bool>,
     ) {
         // One store of all that is there, rather than one for each part of it.
-        let mut first = Vec::new();
         loop {
             tokio::select! {
                 biased;
                 batch = events.recv() => match batch {
-                    Some(batch) => first.extend(batch),
+                    Some(batch) => self.take(batch),
                     None => return,
                 },
                 read = read.wait_for(|read| *read) => match read {
@@ -87,15 +89,12 @@ impl Taking {
                     Err(_) => return,
                 },
             }
-            if first.len() > AT_FIRST {
-                self.apply(std::mem::take(&mut first));
-            }
         }
         // What came at the same moment.
         while let Ok(batch) = events.try_recv() {
-            first.extend(batch);
+            self.take(batch);
         }
-        self.apply(first);
+        self.apply(Vec::new());
         synced.send_replace(true);
 
         let mut waiting = Coalesce::new(CoalesceLimits::default());

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::io::Write;
 
 use mesh_core::diagnostic::{Diagnostic, Effect, ResourceRef};
 use mesh_core::resource::{Kind, Object, Resource};
@@ -75,10 +77,13 @@ pub(crate) fn read_whole<K: Kind>(whole: Whole, validate: &Validator<'_>) -> Rea
     Reading { reference, uid: meta.uid, what, diagnostics }
 }
 
-/// What is known of one kind.
+/// What is known of one kind: of each object enough to tell whether it changes. The object itself is kept once, by
+/// who takes the events, and in its own form.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     objects: HashMap<ResourceRef, Held>,
+    /// Hashes with keys of this process, so that nobody can make two objects that are taken for one.
+    hasher: RandomState,
     /// Which list is the last: what it does not hold is gone.
     list: u64,
     /// How many objects are in force.
@@ -87,11 +92,46 @@ pub(crate) struct Known {
 
 #[derive(Debug)]
 struct Held {
-    uid: String,
+    /// A hash of its uid.
+    uid: u64,
     /// What is in force.
-    given: Option<Object>,
+    given: Option<Given>,
     /// The last list that held it.
     list: u64,
+}
+
+/// An object that is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Given {
+    /// A hash of it.
+    content: u64,
+    /// Whether it is a closed reading.
+    closed: bool,
+}
+
+impl Given {
+    fn of(object: &Object, hasher: &RandomState) -> Self {
+        let mut content = Hashing(hasher.build_hasher());
+        // Whatever is an object has a form in JSON; one that had none would be taken for a change each time.
+        let written = serde_json::to_writer(&mut content, object);
+        let reason = object.invalid().map(|invalid| &invalid.reason);
+        (reason, written.is_err().then(|| fastrand::u64(..))).hash(&mut content.0);
+        Self { content: content.0.finish(), closed: reason.is_some() }
+    }
+}
+
+/// Hashes what is written to it.
+struct Hashing<H>(H);
+
+impl<H: Hasher> Write for Hashing<H> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Known {
@@ -119,26 +159,29 @@ impl Known {
     /// them.
     pub(crate) fn put(&mut self, reading: Reading) -> (Option<Event>, Vec<Diagnostic>) {
         let Reading { reference, uid, what, diagnostics } = reading;
+        let uid = self.hasher.hash_one(uid);
         let held = match self.objects.entry(reference.clone()) {
             Entry::Occupied(held) => held.into_mut(),
-            Entry::Vacant(free) => free.insert(Held { uid: uid.clone(), given: None, list: 0 }),
+            Entry::Vacant(free) => free.insert(Held { uid, given: None, list: 0 }),
         };
         held.list = self.list;
         // An object that was deleted and made again has no last good form: that was another's.
-        let last_good =
-            held.given.as_ref().filter(|given| held.uid == uid && given.invalid().is_none()).cloned();
+        let last_good = held.given.is_some_and(|given| held.uid == uid && !given.closed);
         held.uid = uid;
-        let (given, effect) = match (what, last_good) {
-            (What::Good(object), _) => (Some(object), Effect::NoEffect),
-            (What::Nothing, _) => (None, Effect::NoEffect),
-            (What::Bad(_), Some(good)) => (Some(good), Effect::LastGoodKept),
-            (What::Bad(Some(closed)), None) => (Some(closed), Effect::ClosedReading),
-            (What::Bad(None), None) => (None, Effect::NotApplied),
+        let (object, effect) = match what {
+            What::Good(object) => (Some(object), Effect::NoEffect),
+            What::Nothing => (None, Effect::NoEffect),
+            What::Bad(_) if last_good => {
+                return (None, with_effect(diagnostics, Effect::LastGoodKept));
+            }
+            What::Bad(Some(closed)) => (Some(closed), Effect::ClosedReading),
+            What::Bad(None) => (None, Effect::NotApplied),
         };
-        let event = match (&held.given, &given) {
-            (before, now) if before == now => None,
-            (_, Some(object)) => Some(Event::Put(object.clone())),
-            (_, None) => Some(Event::Gone(reference)),
+        let given = object.as_ref().map(|object| Given::of(object, &self.hasher));
+        let event = match object {
+            _ if held.given == given => None,
+            Some(object) => Some(Event::Put(object)),
+            None => Some(Event::Gone(reference)),
         };
         match (held.given.is_some(), given.is_some()) {
             (false, true) => self.given += 1,
@@ -146,13 +189,7 @@ impl Known {
             _ => {}
         }
         held.given = given;
-        let with_effect = |mut diagnostic: Diagnostic| {
-            if diagnostic.is_error() {
-                diagnostic.effect = effect;
-            }
-            diagnostic
-        };
-        (event, diagnostics.into_iter().map(with_effect).collect())
+        (event, with_effect(diagnostics, effect))
     }
 
     /// An object was deleted. Gives whether anything of it was in force.
@@ -166,6 +203,12 @@ impl Known {
     pub(crate) fn in_force(&self) -> usize {
         self.given
     }
+}
+
+/// Diagnostics with what follows from them.
+fn with_effect(mut diagnostics: Vec<Diagnostic>, effect: Effect) -> Vec<Diagnostic> {
+    diagnostics.iter_mut().filter(|d| d.is_error()).for_each(|diagnostic| diagnostic.effect = effect);
+    diagnostics
 }
 
 /// An object that a list does not hold any more.

@@ -62,6 +62,8 @@ pub struct World {
     keeper: Keeper,
     store: Publisher<Store>,
     answers: Answers,
+    /// How many events made a difference that no store shows yet.
+    taken: usize,
 }
 
 /// What came of events.
@@ -83,7 +85,7 @@ impl World {
         let mut keeper = Keeper::new(options);
         let store = Publisher::new(keeper.store());
         let answers = Answers::new(store.live(), most);
-        Self { keeper, store, answers }
+        Self { keeper, store, answers, taken: 0 }
     }
 
     /// What proxies are answered.
@@ -96,17 +98,23 @@ impl World {
         self.store.live()
     }
 
-    /// Takes what has happened, all at once, and tells those whom it concerns.
-    ///
-    /// Costs some milliseconds with ten thousand Pods; [`Coalesce`] gathers what happens at nearly the same time.
-    pub fn apply(&mut self, events: impl IntoIterator<Item = Event>, notifier: &Notifier) -> Applied {
-        let mut changed = 0;
+    /// Takes what has happened; it is in force with the next [`apply`](Self::apply). What is read at the start is
+    /// taken as it comes: of most objects much less is kept than comes.
+    pub fn take(&mut self, events: impl IntoIterator<Item = Event>) {
         for event in events {
-            changed += usize::from(match event {
+            self.taken += usize::from(match event {
                 Event::Put(object) => self.keeper.put(object),
                 Event::Gone(reference) => self.keeper.remove(&reference),
             });
         }
+    }
+
+    /// Takes what has happened, all at once, and tells those whom it concerns.
+    ///
+    /// Costs some milliseconds with ten thousand Pods; [`Coalesce`] gathers what happens at nearly the same time.
+    pub fn apply(&mut self, events: impl IntoIterator<Item = Event>, notifier: &Notifier) -> Applied {
+        self.take(events);
+        let changed = std::mem::take(&mut self.taken);
         if changed == 0 {
             return Applied::default();
         }
