@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::args::RunArgs;
 use crate::authority::ca::Ca;
+use crate::metrics::Writes;
 use crate::plane::{Cluster, Plane};
 use crate::status::Reports;
 use crate::world::World;
@@ -105,15 +106,15 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
 #[derive(Debug, Default)]
 struct Counted {
     watches: watching::Metrics,
-    statuses: status::Metrics,
-    roots: shared::Metrics,
+    statuses: Writes,
+    roots: Writes,
 }
 
 impl Counted {
     fn register(&self, registry: &mut Registry) {
         self.watches.register(registry);
-        self.statuses.register(registry);
-        self.roots.register(registry);
+        self.statuses.register(registry, "status", "Statuses of resources");
+        self.roots.register(registry, "root_cert", "ConfigMaps with the root certificates");
     }
 }
 

@@ -6,7 +6,6 @@
 
 mod world;
 
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,14 +14,13 @@ use kube::api::{Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::{Api, Client};
 use mesh_core::resource::{Namespace, ObjectMeta};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::leader::while_leading;
+use crate::metrics::Writes;
 use crate::watch::follow::{Change, Sink, Trouble, follow, with_causes};
 use crate::watch::seen::{Form, Seen, Thin, resource_of};
 use world::{MapState, World};
@@ -38,41 +36,18 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// As whom they are written.
 const MANAGER: &str = "mesh-controller";
 
-/// What is counted of the ConfigMaps. Cheap to clone; all clones count together.
-#[derive(Debug, Clone, Default)]
-pub struct Metrics {
-    written: Counter<u64, AtomicU64>,
-    failed: Counter<u64, AtomicU64>,
-}
-
-impl Metrics {
-    /// Puts them into a registry.
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "root_cert_writes",
-            "ConfigMaps with the root certificates written",
-            self.written.clone(),
-        );
-        registry.register(
-            "root_cert_failures",
-            "ConfigMaps with the root certificates that could not be written, each try counted",
-            self.failed.clone(),
-        );
-    }
-}
-
 /// Keeps the ConfigMaps at what `roots` holds (PEM; nothing is done while it is empty) while `leader` is true; for ever,
 /// or until nobody says any more who leads.
 pub async fn run(
     client: Client,
     roots: watch::Receiver<String>,
     leader: watch::Receiver<bool>,
-    metrics: Metrics,
+    metrics: Writes,
 ) {
     while_leading(leader, || keep(&client, roots.clone(), &metrics)).await;
 }
 
-async fn keep(client: &Client, roots: watch::Receiver<String>, metrics: &Metrics) {
+async fn keep(client: &Client, roots: watch::Receiver<String>, metrics: &Writes) {
     let shared = Shared::default();
     let namespaces = Api::<Seen<Thin<Namespace>>>::all_with(client.clone(), &resource_of::<Namespace>());
     let maps = Api::<Seen<Map>>::all_with(client.clone(), &ApiResource::erase::<ConfigMap>(&()));
@@ -97,19 +72,17 @@ async fn follow_roots(shared: &Shared, mut roots: watch::Receiver<String>) {
     }
 }
 
-async fn write_all(client: &Client, shared: &Shared, metrics: &Metrics) {
+async fn write_all(client: &Client, shared: &Shared, metrics: &Writes) {
     let mut pace = interval(WRITE_INTERVAL);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         pace.tick().await;
         let (namespace, roots, failures) = shared.next().await;
         match write(client, &namespace, &roots).await {
-            Ok(()) => {
-                metrics.written.inc();
-            }
+            Ok(()) => metrics.written(),
             Err(None) => {}
             Err(Some(error)) => {
-                metrics.failed.inc();
+                metrics.failed();
                 if failures == 0 {
                     tracing::warn!(namespace, %error, "ConfigMap {NAME} could not be written; it is tried again");
                 }

@@ -35,4 +35,4 @@ mod writer;
 
 pub use decide::{MAX_MESSAGE, MAX_MESSAGES, decide};
 pub use reports::{MAX_REPORTS, Report, Reports};
-pub use writer::{Metrics, WRITE_INTERVAL, run};
+pub use writer::{WRITE_INTERVAL, run};

@@ -1,20 +1,18 @@
 //! Writes statuses while the replica leads.
 
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::{Api, Client};
 use mesh_core::diagnostic::ResourceRef;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{Report, Reports, decide};
 use crate::leader::while_leading;
+use crate::metrics::Writes;
 use crate::watch::follow::with_causes;
 
 /// How much time lies between two writes.
@@ -24,31 +22,12 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// As whom statuses are written.
 const MANAGER: &str = "mesh-controller";
 
-/// What is counted of statuses. Cheap to clone; all clones count together.
-#[derive(Debug, Clone, Default)]
-pub struct Metrics {
-    written: Counter<u64, AtomicU64>,
-    failed: Counter<u64, AtomicU64>,
-}
-
-impl Metrics {
-    /// Puts them into a registry.
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register("status_writes", "Statuses of resources written", self.written.clone());
-        registry.register(
-            "status_failures",
-            "Statuses of resources that could not be written, each try counted",
-            self.failed.clone(),
-        );
-    }
-}
-
 /// Writes what `reports` hold while `leader` is true; for ever, or until nobody says any more who leads.
-pub async fn run(client: Client, reports: Reports, leader: watch::Receiver<bool>, metrics: Metrics) {
+pub async fn run(client: Client, reports: Reports, leader: watch::Receiver<bool>, metrics: Writes) {
     while_leading(leader, || write_all(&client, &reports, &metrics)).await;
 }
 
-async fn write_all(client: &Client, reports: &Reports, metrics: &Metrics) {
+async fn write_all(client: &Client, reports: &Reports, metrics: &Writes) {
     // What was under way when this replica last led.
     reports.all_again();
     let mut pace = interval(WRITE_INTERVAL);
@@ -57,12 +36,10 @@ async fn write_all(client: &Client, reports: &Reports, metrics: &Metrics) {
         pace.tick().await;
         let (reference, report, failures) = reports.next().await;
         match write(client, &reference, &report).await {
-            Ok(()) => {
-                metrics.written.inc();
-            }
+            Ok(()) => metrics.written(),
             Err(Failure::Outdated) => {}
             Err(Failure::Failed(error)) => {
-                metrics.failed.inc();
+                metrics.failed();
                 if failures == 0 {
                     tracing::warn!(resource = %reference, %error, "a status could not be written; it is tried again");
                 }

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use mesh_controller::event::Event;
+use mesh_controller::metrics::Writes;
 use mesh_controller::{leader, shared, status, watch};
 use mesh_core::diagnostic::ResourceRef;
 use mesh_core::resource::Object;
@@ -290,12 +291,8 @@ async fn a_resource_that_slipped_through_says_so_in_its_status() {
     apply(client, &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})).await;
     let watching = watching(client);
     let leading = tokio::sync::watch::Sender::new(true);
-    let writer = status::run(
-        client.clone(),
-        watching.reports.clone(),
-        leading.subscribe(),
-        status::Metrics::default(),
-    );
+    let writer =
+        status::run(client.clone(), watching.reports.clone(), leading.subscribe(), Writes::default());
     let writer = tokio::spawn(writer);
 
     let policy = |block: &str| {
@@ -355,7 +352,7 @@ async fn one_of_two_leads_and_keeps_the_roots_in_every_namespace() {
         let task = tokio::spawn(async move {
             tokio::join!(
                 leader::run(client.clone(), settings, leads, async move { stopped.notified().await }),
-                shared::run(client, roots, leading, shared::Metrics::default()),
+                shared::run(client, roots, leading, Writes::default()),
             );
         });
         (task, told, stop)
