@@ -93,3 +93,39 @@ where
         tracing::debug!(%error, "a connection ended early");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::Instant;
+
+    use super::super::drain::Drain;
+    use super::*;
+
+    /// What is answered to a body that is announced with `length` bytes, of which `sent` are sent; and when.
+    async fn answer(length: usize, sent: &str) -> (String, Duration) {
+        let (mut near, far) = duplex(64 * 1024);
+        let (drain, begun) = (Drain::new(), Instant::now());
+        let served = serve_connection(far, BODY_TIMEOUT * 10, drain.handle(), |request| async {
+            whole(request, 8).await.map_or_else(|answer| answer, |body| page(StatusCode::OK, TEXT, body))
+        });
+        let ask = async {
+            let head = format!("POST / HTTP/1.1\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+            near.write_all(format!("{head}{sent}").as_bytes()).await.unwrap();
+            let mut text = String::new();
+            near.read_to_string(&mut text).await.unwrap();
+            text.split_whitespace().nth(1).unwrap_or_default().to_owned()
+        };
+        let (status, ()) = tokio::join!(ask, served);
+        (status, begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_its_size_and_its_time() {
+        assert_eq!(answer(8, "12345678").await, ("200".to_owned(), Duration::ZERO));
+        assert_eq!(answer(9, "123456789").await, ("413".to_owned(), Duration::ZERO));
+        let (status, took) = answer(8, "1234567").await;
+        assert_eq!(status, "408");
+        assert!(took >= BODY_TIMEOUT && took < BODY_TIMEOUT + Duration::from_secs(1), "{took:?}");
+    }
+}

@@ -2,15 +2,23 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_tls::Clock;
+use mesh_xds::ResourceType;
+use mesh_xds::proto::discovery::DeltaDiscoveryRequest;
+use mesh_xds::server::{Answer, Discovery, Peer, ServerLimits};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tonic::body::Body;
+use tower_service::Service;
 
 use super::accept::{Port, PortLimits};
-use super::admin::Admin;
+use super::admin::{Admin, FEW_NAMES, MAX_NAMES, MAX_PROXIES};
 use super::drain::Drain;
 use super::http::MAX_HEADERS;
 use super::identity::{self, Names, ServerTls};
@@ -19,6 +27,9 @@ use crate::authority::make;
 use crate::metrics::Metrics;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+
+type Nothing = fn(&Peer, ResourceType, &str) -> Answer;
+const NOTHING: Nothing = |_, _, _| Answer::Absent;
 
 fn names() -> Names {
     let id = SpiffeId::for_account(&TrustDomain::default(), "mesh-system", "mesh-controller").unwrap();
@@ -104,6 +115,54 @@ fn what_tells_of_others_is_for_this_pod_alone() {
         assert_eq!(ask("/debug/proxies", peer), StatusCode::FORBIDDEN, "{peer}");
         assert_eq!(ask("/metrics", peer), StatusCode::OK, "{peer}");
     }
+}
+
+/// A stream of the workload `shop/NUMBER` that subscribes to so many hosts.
+async fn stream(discovery: &Discovery<Nothing>, number: usize, hosts: usize) -> Body {
+    let names = (0..hosts).map(|i| format!("h{i}")).collect();
+    let ask = DeltaDiscoveryRequest {
+        type_url: ResourceType::Host.url().into(),
+        resource_names_subscribe: names,
+        ..Default::default()
+    };
+    let message = ask.encode_to_vec();
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let body = Bytes::from([&[0][..], &length, &message].concat());
+    let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+    let mut request = Request::post(path).body(Body::new(Full::new(body))).unwrap();
+    let identity = SpiffeId::for_account(&TrustDomain::default(), "shop", "web").unwrap();
+    request.extensions_mut().insert(Peer { identity, workload: Some(format!("shop/{number}").into()) });
+    let answer = discovery.clone().into_service().call(request).await.unwrap();
+    let mut body = answer.into_body();
+    // The first response: what was asked for has been read.
+    body.frame().await.unwrap().unwrap();
+    body
+}
+
+#[tokio::test]
+async fn a_page_shows_so_many_proxies_and_names() {
+    let discovery = Discovery::new(NOTHING, ServerLimits::default());
+    let mut streams = vec![stream(&discovery, 0, MAX_NAMES + 1).await];
+    for number in 1..=MAX_PROXIES {
+        streams.push(stream(&discovery, number, 1).await);
+    }
+    let (_, missing) = watch::channel(Vec::new());
+    let admin = Admin::new(Arc::default(), missing, move || discovery.proxies());
+    let mut told = Vec::new();
+    for path in ["/debug/proxies", "/debug/proxies?workload=shop%2F0"] {
+        let request = Request::get(path).body(()).unwrap();
+        let page = admin.answer(&request, IpAddr::from([127, 0, 0, 1])).into_body();
+        let page = page.collect().await.unwrap().to_bytes();
+        told.push(serde_json::from_slice::<serde_json::Value>(&page).unwrap());
+    }
+    let [all, one] = told.as_slice() else { panic!() };
+    let length = |list: &serde_json::Value| list.as_array().unwrap().len();
+    assert_eq!((&all["connected"], length(&all["proxies"])), (&json!(MAX_PROXIES + 1), MAX_PROXIES));
+    assert_eq!(all["shown"], MAX_PROXIES);
+    assert_eq!(length(&all["proxies"][0]["types"][0]["names"]), FEW_NAMES);
+    assert_eq!(one["shown"], 1);
+    let host = &one["proxies"][0]["types"][0];
+    assert_eq!((&host["subscriptions"], length(&host["names"])), (&json!(MAX_NAMES + 1), MAX_NAMES));
 }
 
 #[test]

@@ -178,3 +178,61 @@ fn decision(answer: &Value) -> &'static str {
         "allowed"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::Instant;
+
+    use super::super::drain::Drain;
+    use super::super::http::BODY_TIMEOUT;
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    /// A connection on which a review of so many bytes is asked, and `body` of it is sent.
+    async fn asked(webhooks: &Webhooks, drain: &Drain, length: usize, body: &str) -> DuplexStream {
+        let (mut near, far) = duplex(64 * 1024);
+        let (webhooks, drain) = (webhooks.clone(), drain.handle());
+        tokio::spawn(async move {
+            serve_connection(far, BODY_TIMEOUT * 10, drain, |request| webhooks.answer(request)).await;
+        });
+        let head =
+            format!("POST /validate HTTP/1.1\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+        near.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        near
+    }
+
+    async fn status(mut connection: DuplexStream) -> String {
+        let mut text = String::new();
+        connection.read_to_string(&mut text).await.unwrap();
+        text.lines().next().unwrap_or_default().to_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_reviews_are_worked_at_and_the_next_waits() {
+        let Command::Run(args) = Cli::parse_from(["mesh-controller", "run"]).command else { panic!() };
+        let nobody = tower::service_fn(|_: Request<kube::client::Body>| async {
+            Err::<http::Response<kube::client::Body>, _>(std::io::Error::other("there is nobody"))
+        });
+        let client = kube::Client::new(nobody, "default");
+        let webhooks = Webhooks::new(args.injection(), Arc::new(|_| None), client, Arc::default());
+        let drain = Drain::new();
+        for (silent, waits) in [(MAX_REVIEWS - 1, false), (MAX_REVIEWS, true)] {
+            let begun = Instant::now();
+            let mut unfinished = Vec::new();
+            for _ in 0..silent {
+                unfinished.push(asked(&webhooks, &drain, 9, "{").await);
+                // It has taken its place before the next one comes.
+                tokio::task::yield_now().await;
+            }
+            let answer = status(asked(&webhooks, &drain, 2, "{}").await).await;
+            assert_eq!(answer, "HTTP/1.1 400 Bad Request", "it is no review");
+            assert_eq!(begun.elapsed() >= BODY_TIMEOUT, waits, "{silent} silent ones");
+            for connection in unfinished {
+                assert_eq!(status(connection).await, "HTTP/1.1 408 Request Timeout");
+            }
+            assert!(begun.elapsed() < BODY_TIMEOUT * 2, "they wait at the same time");
+        }
+    }
+}
