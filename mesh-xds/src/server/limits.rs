@@ -13,8 +13,9 @@ pub struct ServerLimits {
     /// Bytes of one request. Default: 1 MiB, which is 1,024 names
     /// as long as they may be, with their versions.
     pub request_bytes: usize,
-    /// Bytes of content after which a response takes no more resources. Default: 32 KiB: a stream keeps a buffer
-    /// as large as its largest response for its life. A larger resource travels alone.
+    /// Bytes of content after which a response takes no more resources. Default: 32 KiB, which is what each of many
+    /// proxies that ask for everything at once has on its way at a time, for each type. A larger resource travels
+    /// alone.
     pub response_bytes: usize,
     /// Resources and removals of one response. Default: 1,024.
     pub response_items: usize,

@@ -3,7 +3,8 @@
 //! A [`Source`] says what is behind a name for a peer, and a [`Notifier`] is told what may have changed.
 //! Everything between is here: a [`Session`] for each stream, which is a pure state machine, and
 //! [`Discovery`], the gRPC service around it. Content is encoded once by the source and shared by all
-//! streams; a stream that is slow keeps names, never content, and no other notices it.
+//! streams; a stream that is slow keeps names and what is on its way, and no other notices it. A stream that has
+//! nothing to say holds no buffer of its own.
 //!
 //! Who a peer is comes from its connection (a [`Peer`] in the request's extensions), never from what it says.
 //!

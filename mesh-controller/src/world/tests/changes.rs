@@ -72,12 +72,12 @@ proptest! {
 
     #[test]
     fn it_makes_no_difference_how_it_came_to_be(
-        steps in proptest::collection::vec((any::<proptest::sample::Index>(), 0..4_u8), 1..50),
+        steps in proptest::collection::vec((any::<proptest::sample::Index>(), 0..4_u8, any::<bool>()), 1..50),
     ) {
         let (forms, peers, notifier) = (forms(), peers(), notifier());
         let mut world = World::new(StoreOptions::default());
         let mut there = BTreeMap::new();
-        for (at, what) in steps {
+        for (at, what, at_once) in steps {
             let object = at.get(&forms).clone();
             let event = match what {
                 0 => {
@@ -89,10 +89,15 @@ proptest! {
                     Event::Put(object)
                 }
             };
-            world.apply([event], &notifier);
+            if at_once {
+                world.apply([event], &notifier);
+            } else {
+                world.take([event]);
+            }
             // Asking in between fills what is kept.
             all(&world.source(), &peers);
         }
+        world.apply([], &notifier);
         let again = world_of(there.into_values());
         prop_assert_eq!(all(&world.source(), &peers), all(&again.source(), &peers));
     }
