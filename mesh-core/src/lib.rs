@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod diagnostic;
 pub mod facts;
 pub mod failure;
+pub mod http1;
 pub mod identity;
 pub mod live;
 pub mod matcher;

@@ -13,7 +13,7 @@ use super::connect::HttpVersion;
 use super::drive;
 use super::endpoint::{Http2, Remote};
 use super::gather::Gather;
-use super::h1::{Conn, MAX_HEAD_BYTES, MAX_HEADERS};
+use super::h1::{Conn, Connection, MAX_HEAD_BYTES, MAX_HEADERS};
 
 /// What HTTP/2 counts beside the bytes of a head: 32 for each of the headers that HTTP/1.1 takes and for
 /// `:status`. A head that could come over HTTP/1.1 can come carried.
@@ -31,7 +31,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     if version == HttpVersion::Http1 {
-        return Ok(Made::Http1(Conn::new(io, remote)));
+        return Ok(Made::Http1(Connection::open(io, remote)));
     }
     let (parts, mut runner) = drive::parts();
     let mut client = http2::Builder::new(parts);

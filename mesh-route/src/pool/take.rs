@@ -172,7 +172,7 @@ async fn exchange(conn: Conn, request: Request<Body>, home: &Home, reused: bool)
             Err(h1::Failed::Sent(error)) => Err(Failed::Broken(error)),
             Err(h1::Failed::Back(request)) => Err(Failed::Back(request, None)),
             Err(h1::Failed::Refused(failure, conn)) => {
-                home.take_back(*conn);
+                home.take_back(conn);
                 Err(Failed::Refused(failure))
             }
         },

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use mesh_core::body::BoxError;
 use mesh_core::cluster::InFlight;
+use mesh_core::http1::Decoder;
 
 use super::super::endpoint::Home;
 use super::super::error::of_http1;
 use super::super::shared::lock;
-use super::decode::{Decoder, What};
 use super::exchange::{Answered, Held};
 use super::{Conn, Error};
 
@@ -83,30 +83,7 @@ fn poll_next(
     decoder: &mut Decoder,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Option<Frame<Bytes>>, Error>> {
-    loop {
-        let step = decoder.decode(&conn.unread)?;
-        let mut used = conn.unread.split_to(step.used);
-        match step.what {
-            What::Data(length) => {
-                let data = used.split_off(used.len().saturating_sub(length));
-                // Often it is all there, and nobody has to ask again for the end.
-                if decoder.ends_with(&conn.unread) {
-                    conn.unread.clear();
-                }
-                return Poll::Ready(Ok(Some(Frame::data(data))));
-            }
-            What::Trailers(trailers) => return Poll::Ready(Ok(Some(Frame::trailers(trailers)))),
-            What::End => return Poll::Ready(Ok(None)),
-            What::More => {}
-        }
-        let read = match decoder.remaining() {
-            Some(most) => ready!(conn.poll_data(cx, most))?,
-            None => ready!(conn.poll_data(cx, u64::MAX))?,
-        };
-        if read == 0 {
-            return Poll::Ready(if decoder.ends_with_connection() { Ok(None) } else { Err(Error::Ended) });
-        }
-    }
+    conn.inbox.poll_frame(cx, &mut *conn.io, decoder).map_err(Error::from)
 }
 
 impl HttpBody for Leased {

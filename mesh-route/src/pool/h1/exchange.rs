@@ -10,11 +10,11 @@ use http_body::Body as _;
 use hyper::ext::ReasonPhrase;
 use mesh_core::body::Body;
 use mesh_core::failure::Failure;
+use mesh_core::http1::Decoder;
 use tokio::task::AbortHandle;
 
 use super::super::shared::lock;
 use super::conn::Reading;
-use super::decode::Decoder;
 use super::head::{Asked, Head, framing_of};
 use super::send::Sending;
 use super::{Conn, Error};
@@ -35,7 +35,7 @@ pub(in super::super) enum Failed {
     /// Nothing was sent, because the connection was none any more; here is the request again.
     Back(Box<Request<Body>>),
     /// Nothing was sent, because the request cannot be; and here is the connection.
-    Refused(Failure, Box<Conn>),
+    Refused(Failure, Conn),
     /// The request may have been received.
     Sent(Error),
 }
@@ -73,7 +73,7 @@ pub(in super::super) async fn exchange(
     let body = request.body();
     let framing = match framing_of(request.headers(), body.is_end_stream(), body.size_hint().exact()) {
         Ok(framing) => framing,
-        Err(failure) => return Err(Failed::Refused(failure, Box::new(conn))),
+        Err(failure) => return Err(Failed::Refused(failure, conn)),
     };
     let asked = Asked::of(&request);
     conn.begin();

@@ -3,9 +3,10 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use mesh_core::failure::{Failure, FailureCode};
+use mesh_core::http1::line::{self, lists, number};
 
 use super::super::wire;
 use super::{Framing, MAX_HEAD_BYTES, MAX_HEADERS, Malformed};
@@ -181,25 +182,13 @@ impl Seen {
 fn length_of(value: &HeaderValue) -> Option<u64> {
     let mut found = None;
     for part in value.as_bytes().split(|b| *b == b',') {
-        let part = part.trim_ascii();
-        if part.is_empty() {
-            return None;
-        }
-        let mut length = 0_u64;
-        for digit in part {
-            let digit = digit.checked_sub(b'0').filter(|d| *d < 10)?;
-            length = length.checked_mul(10)?.checked_add(u64::from(digit))?;
-        }
+        let length = number(part.trim_ascii())?;
         if found.is_some_and(|other| other != length) {
             return None;
         }
         found = Some(length);
     }
     found
-}
-
-fn lists(value: &HeaderValue, token: &str) -> bool {
-    value.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// How a request's body is to be sent: what its head says, or is given to say. A body of a length that is not
@@ -260,43 +249,14 @@ pub(super) fn write(out: &mut Vec<u8>, method: &Method, uri: &Uri, headers: &Hea
             }
             _ => {}
         }
-        line(out, name.as_str().as_bytes(), value.as_bytes());
+        line::write(out, name.as_str().as_bytes(), value.as_bytes());
     }
     match framing {
         Framing::Length(length) if !says_length => {
-            line(out, b"content-length", itoa::Buffer::new().format(length).as_bytes());
+            line::write(out, b"content-length", itoa::Buffer::new().format(length).as_bytes());
         }
-        Framing::Chunked => line(out, b"transfer-encoding", b"chunked"),
+        Framing::Chunked => line::write(out, b"transfer-encoding", b"chunked"),
         _ => {}
     }
     out.extend_from_slice(b"\r\n");
-}
-
-pub(super) fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
-}
-
-/// What may not come in trailers, which are read when the head has long been acted on (RFC 9110, section 6.5.1).
-pub(super) fn may_trail(name: &HeaderName) -> bool {
-    use http::header as h;
-    let forbidden = [
-        h::AUTHORIZATION,
-        h::CACHE_CONTROL,
-        CONNECTION,
-        h::CONTENT_ENCODING,
-        CONTENT_LENGTH,
-        h::CONTENT_RANGE,
-        h::CONTENT_TYPE,
-        h::HOST,
-        h::MAX_FORWARDS,
-        h::SET_COOKIE,
-        h::TE,
-        h::TRAILER,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ];
-    !forbidden.contains(name)
 }

@@ -35,11 +35,9 @@
 
 mod body;
 mod conn;
-mod decode;
 mod exchange;
 mod head;
 mod send;
-mod spare;
 #[cfg(test)]
 mod tests;
 
@@ -48,65 +46,20 @@ use std::fmt;
 use std::io;
 
 use mesh_core::body::BoxError;
+use mesh_core::http1::BodyError;
+#[cfg(doc)]
+use mesh_core::http1::{Decoder, MAX_JOINED};
+pub use mesh_core::http1::{Framing, MAX_HEADERS, Malformed};
 
 pub(super) use body::Leased;
-pub(super) use conn::{Conn, Io};
-pub use decode::{Decoder, Step, What};
+pub(super) use conn::{Conn, Connection, Io};
 pub(super) use exchange::{Answered, Failed, exchange};
 pub use head::{Asked, Head, Parsed, parse};
 
 /// The largest head of a response, in bytes; also all informational ones before it together.
 pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
-/// The most headers, and the most trailers, of a response.
-pub const MAX_HEADERS: usize = 100;
 /// The most informational responses before a response.
 pub const MAX_INFORMATIONAL: usize = 16;
-/// The most bytes of extensions, and white space in their place, in all chunks of a response together.
-pub const MAX_EXTENSION_BYTES: usize = 16 * 1024;
-/// The most bytes of trailers of a response.
-pub const MAX_TRAILER_BYTES: usize = 16 * 1024;
-/// How much is joined before it is written, in bytes; a larger piece of a body is written from where it is.
-pub const MAX_JOINED: usize = 8 * 1024;
-
-/// How a body ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    /// There is none.
-    None,
-    /// After so many bytes.
-    Length(u64),
-    /// With its last chunk.
-    Chunked,
-    /// With the connection.
-    Close,
-}
-
-/// Why something is no response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Malformed(&'static str);
-
-impl Malformed {
-    const NO_HEAD: Self = Self("no head of an HTTP/1.1 response");
-    const HEAD_TOO_LARGE: Self = Self("the head is larger than 64 KiB");
-    const TOO_MANY_HEADERS: Self = Self("more than 100 headers");
-    const TOO_MANY_INFORMATIONAL: Self = Self("more than 16 informational responses");
-    const LENGTH: Self = Self("content-length is not one number");
-    const ENCODING: Self = Self("a transfer-encoding that is not chunked alone, or not of HTTP/1.1");
-    const BOTH: Self = Self("content-length and transfer-encoding together");
-    const UPGRADE: Self = Self("101, and no upgrade was asked for");
-    const CHUNK: Self = Self("no valid chunk");
-    const EXTENSIONS: Self = Self("more than 16 KiB of chunk extensions");
-    const TRAILERS: Self = Self("no valid trailers, or more than 16 KiB of them");
-}
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-impl StdError for Malformed {}
-
 /// What ended an exchange that had begun.
 #[derive(Debug)]
 pub(super) enum Error {
@@ -145,6 +98,16 @@ impl StdError for Error {
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
+    }
+}
+
+impl From<BodyError> for Error {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Ended => Self::Ended,
+            BodyError::Io(error) => Self::Io(error),
+            BodyError::Malformed(malformed) => Self::Malformed(malformed),
+        }
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) fn pair(buffer: usize) -> Pair {
     let place = Place::new(&cluster, target.state());
     let shared = Arc::new(Shared::new(1));
     let home = Home { target, shared, place, shard: 0, idle_timeout: None, max_requests: 0 };
-    Pair { conn: Conn::new(client, Remote::default()), server, home, _cluster: cluster }
+    Pair { conn: Connection::open(client, Remote::default()), server, home, _cluster: cluster }
 }
 
 impl Pair {
@@ -203,7 +203,7 @@ async fn a_request_that_contradicts_itself_is_not_sent() {
             panic!("it was sent")
         };
         assert_eq!(failure.code(), mesh_core::failure::FailureCode::BadRequest);
-        home.take_back(*conn);
+        home.take_back(conn);
         assert!(idle(&home), "it is as good as before");
         let mut got = Vec::new();
         server.read_to_end(&mut got).await.unwrap();

@@ -13,8 +13,21 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 use super::super::*;
-use super::decode::bodies;
 use super::exchange::{Pair, leased, pair};
+
+/// Something like a chunked body, or not.
+fn bodies() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        5 => Just(b"5\r\nhello\r\n".to_vec()),
+        2 => Just(b"3;x=y\r\nabc\r\n".to_vec()),
+        2 => Just(b"0\r\n\r\n".to_vec()),
+        1 => Just(b"0\r\nx: y\r\n\r\n".to_vec()),
+        1 => Just(b"\r\n".to_vec()),
+        1 => proptest::collection::vec(any::<u8>(), 0..4),
+        1 => "[0-9a-fA-F; \r\n:x]{0,6}".prop_map(String::into_bytes),
+    ];
+    proptest::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)

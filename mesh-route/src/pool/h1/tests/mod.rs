@@ -1,6 +1,5 @@
 //! What is read and written, without and with hyper at the other end.
 
 mod attacks;
-mod decode;
 mod exchange;
 mod hyper_too;

@@ -1,14 +1,14 @@
-//! Bodies of responses: from bytes to data, trailers and the end.
+//! Bodies: from bytes to data, trailers and the end.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::head::may_trail;
+use super::line::may_trail;
 use super::{Framing, MAX_EXTENSION_BYTES, MAX_HEADERS, MAX_TRAILER_BYTES, Malformed};
 
 /// Reads a body as its bytes come, wherever they are cut.
 ///
 /// ```
-/// use tower_mesh_route::pool::h1::{Decoder, Framing, Step, What};
+/// use tower_mesh_core::http1::{Decoder, Framing, Step, What};
 ///
 /// let mut decoder = Decoder::new(Framing::Chunked);
 /// let input = b"5;x=y\r\nhello\r\n0\r\n\r\n";
@@ -98,13 +98,15 @@ impl Decoder {
         matches!(self.state, State::Close | State::End | State::Length(0))
     }
 
-    /// Whether this input is all that is missing, and nothing of it data or trailers; the body has ended then.
-    pub fn ends_with(&mut self, input: &[u8]) -> bool {
-        if !matches!(self.state, State::DataCr) || input != b"\r\n0\r\n\r\n" {
-            return false;
+    /// How many bytes of this input, which comes next, are all that is missing, none of them data or trailers; the body
+    /// has ended then. Else 0.
+    pub fn ends_with(&mut self, input: &[u8]) -> usize {
+        const END: &[u8] = b"\r\n0\r\n\r\n";
+        if !matches!(self.state, State::DataCr) || !input.starts_with(END) {
+            return 0;
         }
         self.state = State::End;
-        true
+        END.len()
     }
 
     /// Reads on. Give the rest again, with what comes next, unless all was used.

@@ -7,19 +7,16 @@ use super::super::*;
 
 /// What a body came to.
 #[derive(Debug, PartialEq)]
-pub(super) struct Read {
-    pub(super) data: Vec<u8>,
-    pub(super) trailers: Option<HeaderMap>,
-    pub(super) ended: bool,
+struct Read {
+    data: Vec<u8>,
+    trailers: Option<HeaderMap>,
+    ended: bool,
     /// Bytes behind the end.
-    pub(super) left: usize,
+    left: usize,
 }
 
 /// Reads `input`, given in pieces.
-pub(super) fn read<'a>(
-    framing: Framing,
-    pieces: impl IntoIterator<Item = &'a [u8]>,
-) -> Result<Read, Malformed> {
+fn read<'a>(framing: Framing, pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Read, Malformed> {
     let mut decoder = Decoder::new(framing);
     let mut read = Read { data: Vec::new(), trailers: None, ended: false, left: 0 };
     for mut piece in pieces {
@@ -162,7 +159,7 @@ fn lengths_and_the_end_of_a_connection_are_ends() {
     assert!(!Decoder::new(Framing::Chunked).ends_with_connection());
 }
 
-pub(super) fn framings() -> impl Strategy<Value = Framing> {
+fn framings() -> impl Strategy<Value = Framing> {
     prop_oneof![
         Just(Framing::None),
         (0_u64..40).prop_map(Framing::Length),
@@ -172,7 +169,7 @@ pub(super) fn framings() -> impl Strategy<Value = Framing> {
 }
 
 /// Something like a chunked body, or not.
-pub(super) fn bodies() -> impl Strategy<Value = Vec<u8>> {
+fn bodies() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         5 => Just(b"5\r\nhello\r\n".to_vec()),
         2 => Just(b"3;x=y\r\nabc\r\n".to_vec()),

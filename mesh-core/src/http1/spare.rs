@@ -7,8 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// What is read at once, where nothing tells of more.
-pub(super) const READ: usize = 16 * 1024;
+/// What is read at once, in bytes, where nothing tells of more.
+pub const READ: usize = 16 * 1024;
 /// What is written is kept for the next one up to this size.
 const KEPT: usize = 16 * 1024;
 
@@ -35,8 +35,8 @@ pub(super) fn poll_read<T>(
     Poll::Ready(ready!(taken))
 }
 
-/// An empty buffer to write to.
-pub(super) fn to_write() -> Vec<u8> {
+/// An empty buffer for a head; the thread's own where nobody has it. [`Outbox`](super::Outbox) gives it back.
+pub fn to_write() -> Vec<u8> {
     TO_WRITE.take()
 }
 

@@ -1,0 +1,4 @@
+//! What is read, and what is refused.
+
+mod decode;
+mod request;
