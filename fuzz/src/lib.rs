@@ -15,7 +15,7 @@ mod yaml;
 
 pub use access::{access_log, exposition, trace};
 pub use authorize::authorize;
-pub use http1::response;
+pub use http1::{request, response};
 pub use names::{authority, matcher, path, spiffe};
 pub use route::route;
 pub use tls::{certificate, client_hello, sni};
@@ -37,6 +37,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("matcher", matcher),
     ("path", path),
     ("payload", payload),
+    ("request", request),
     ("response", response),
     ("route", route),
     ("sni", sni),

@@ -25,13 +25,6 @@ pub(crate) enum Spoken {
     Opaque,
 }
 
-impl Spoken {
-    /// Whether a connection answers one request after the other, and says itself when it closes.
-    pub(crate) const fn is_one_at_a_time(self) -> bool {
-        matches!(self, Self::Http1 | Self::Opaque)
-    }
-}
-
 /// Decides from `bytes`; `None` when more are needed.
 pub(crate) fn spoken(bytes: &[u8]) -> Option<Spoken> {
     let head = bytes.get(..H2_PREFACE.len()).unwrap_or(bytes);

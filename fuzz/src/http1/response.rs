@@ -3,9 +3,8 @@
 use std::mem::take;
 
 use http::HeaderMap;
-use mesh_route::pool::h1::{
-    Asked, Decoder, Framing, MAX_HEAD_BYTES, MAX_HEADERS, MAX_INFORMATIONAL, Malformed, Parsed, What, parse,
-};
+use mesh_core::http1::{Decoder, Framing, MAX_HEADERS, Malformed, What};
+use mesh_route::pool::h1::{Asked, MAX_HEAD_BYTES, MAX_INFORMATIONAL, Parsed, parse};
 
 /// Everything that a response came to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

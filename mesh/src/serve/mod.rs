@@ -8,27 +8,26 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::body::{Body, BoxError};
-use mesh_core::facts::{Connection, Facts, LocalAddr, PeerAddr, Transport};
-use mesh_core::failure::Failure;
-use mesh_route::pool::{Gather, HttpVersion, carried};
+use mesh_core::facts::{LocalAddr, PeerAddr, Transport};
+use mesh_route::pool::HttpVersion;
 use mesh_telemetry::layer::Measured;
 use mesh_tls::alpn::Negotiated;
 use mesh_tls::io::Rewind;
 use mesh_tls::{AcceptError, AcceptedStream};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tower::ServiceExt;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::mesh::Mesh;
+
+pub mod h1;
+mod serving;
+
+pub use self::serving::{Serving, http};
 
 /// The largest header block of a request, in bytes: Istio's default.
 pub const MAX_HEADER_BYTES: usize = 60 * 1024;
@@ -49,11 +48,23 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The body of a request that reaches a served program: what came, counted.
 pub type ServedBody = Measured<Body>;
 
+/// How an embedding program's service is served.
+const SERVING: Serving = Serving {
+    h1: h1::Settings {
+        max_head: MAX_HEADER_BYTES,
+        head_timeout: HEADER_TIMEOUT,
+        linger: Duration::ZERO,
+        dated: true,
+    },
+    windows: None,
+    join_upgrades: false,
+};
+
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Mesh {
     /// Serves `service` on `listener` until `stop` returns: each connection is [accepted](Mesh::accept) (mTLS
-    /// as the PeerAuthentication in force says), each request gets [`Facts`] with the verified peer and goes
+    /// as the PeerAuthentication in force says), each request gets [`Facts`](mesh_core::facts::Facts) with the verified peer and goes
     /// through the [server layer](Mesh::server_layer), which must not be put on by the caller too. HTTP/1.1,
     /// HTTP/2 and upgrades are served.
     ///
@@ -163,8 +174,8 @@ async fn serve_connection<S, R>(
             () = mesh.transport_refused(&watched) => {}
         }
     };
-    // Boxed: it holds the connection's buffers.
-    Box::pin(http(Rewind::new(io, first.freeze()), version, connection, service, stop)).await;
+    // Boxed: it has room for a request's future.
+    Box::pin(http(Rewind::new(io, first.freeze()), version, connection, service, stop, &SERVING)).await;
 }
 
 /// Tells HTTP/2 with prior knowledge from everything else, which HTTP/1.1's server answers for. `None` when
@@ -184,81 +195,12 @@ async fn detect<I: AsyncRead + Unpin>(io: &mut I, first: &mut BytesMut) -> Optio
     }
 }
 
-async fn http<I, S, R>(
-    io: I,
-    version: HttpVersion,
-    connection: Arc<Connection>,
-    service: S,
-    stop: impl Future<Output = ()>,
-) where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Body>, Response = Response<R>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    R: http_body::Body<Data = Bytes> + Send + 'static,
-    R::Error: Into<BoxError>,
-{
-    let peer = connection.peer_addr();
-    let handler = service_fn(move |request: Request<Incoming>| {
-        let mut request = request.map(Body::from);
-        let well = if version == HttpVersion::Carried { carried::restore(&mut request) } else { Ok(()) };
-        let answer = well.map(|()| {
-            Facts::new(Arc::clone(&connection)).insert(&mut request);
-            service.clone().oneshot(request)
-        });
-        async move {
-            let Ok(response) = answer?.await;
-            Ok::<_, Failure>(response)
-        }
-    });
-    let done = match version {
-        HttpVersion::Http2 | HttpVersion::Carried => {
-            let mut server = http2::Builder::new(TokioExecutor::new());
-            server
-                .timer(TokioTimer::new())
-                .max_header_list_size(MAX_HEADER_BYTES as u32)
-                .max_concurrent_streams(MAX_STREAMS)
-                .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-                .max_local_error_reset_streams(MAX_ERROR_RESETS);
-            if version == HttpVersion::Carried {
-                carried::serve(&mut server);
-            }
-            let serving = server.serve_connection(TokioIo::new(Gather::new(io)), handler);
-            tokio::pin!(serving);
-            tokio::select! {
-                done = serving.as_mut() => done,
-                () = stop => {
-                    serving.as_mut().graceful_shutdown();
-                    serving.await
-                }
-            }
-        }
-        HttpVersion::Http1 => {
-            let mut server = http1::Builder::new();
-            server
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(MAX_HEADER_BYTES);
-            let serving = server.serve_connection(TokioIo::new(io), handler).with_upgrades();
-            tokio::pin!(serving);
-            tokio::select! {
-                done = serving.as_mut() => done,
-                () = stop => {
-                    serving.as_mut().graceful_shutdown();
-                    serving.await
-                }
-            }
-        }
-    };
-    if let Err(error) = done {
-        // Peers leave in the middle all the time: worth a word only to who is looking.
-        tracing::debug!(peer = peer.map(tracing::field::display), %error, "a connection ended early");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mesh_core::facts::Facts;
     use tokio::io::AsyncWriteExt;
+    use tower::ServiceExt as _;
 
     #[tokio::test(start_paused = true)]
     async fn first_bytes_tell_the_version() {

@@ -1,0 +1,440 @@
+//! The HTTP/1.1 server that callers speak to.
+//!
+//! A connection is one future, which reads a head, calls the service, writes the answer, and begins again. There is no
+//! task and no channel of a request, and hardly a buffer of a connection: what is read at once and what is written at
+//! once belong to the thread, and what is kept is a head (see [`Inbox`]). The body of a request reads from the
+//! connection itself, whoever has it.
+//!
+//! - Heads are judged by [`parse_request`], which takes nothing that two readers could understand differently. What it
+//!   refuses is answered with 400 `bad_request`, or 431 `too_large`, and the connection ends.
+//! - The head of a request has to be there [`Settings::head_timeout`] after the connection became idle. A connection has
+//!   one timer, which is looked at when it fires: a request that comes in time sets none.
+//! - Requests that come before their turn wait; no more of them is read than once while another is answered.
+//! - 100 is sent when a body is asked for that its caller holds back, and never once the answer has begun.
+//! - A caller who leaves, in one direction or both, takes its request with it.
+//! - A body that nobody reads is read to its end behind the answer, up to [`MAX_DRAINED`] bytes in [`DRAIN_TIME`]; else
+//!   the connection ends, in a way that lets the caller read the answer first.
+//! - Once `stop` returns each answer is the last one of its connection; [`Settings::linger`] later connections end that
+//!   are idle.
+//! - A request that asks for another protocol, and CONNECT, is not answered here: [`serve`] gives the connection back as
+//!   it was before that request.
+
+mod answer;
+mod date;
+mod spare;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::fmt;
+use std::future::{Future, pending, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use hyper::ext::ReasonPhrase;
+use mesh_core::body::{Body, BoxError};
+use mesh_core::failure::FailureCode;
+#[cfg(doc)]
+use mesh_core::http1::Inbox;
+use mesh_core::http1::{
+    Framing, Malformed, Outbox, ParsedRequest, RequestHead, SendError, parse_request, to_write,
+};
+use mesh_tls::io::Rewind;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use answer::{Asked, Plan, Size, Unwritable};
+use wire::{Reading, RequestBody, Shared, Wire, Writer, lock};
+
+/// How much of a body that nobody reads is read all the same, in bytes, so that its connection can go on, or the answer
+/// is not lost with it.
+pub const MAX_DRAINED: usize = 256 * 1024;
+/// How long that may take.
+pub const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// What can be chosen of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// The largest head of a request, in bytes.
+    pub max_head: usize,
+    /// How long a connection may take until it has sent the head of a request, from its beginning or its last answer.
+    pub head_timeout: Duration,
+    /// How long idle connections are kept once the server stops.
+    pub linger: Duration,
+    /// Whether answers without a `Date` get one.
+    pub dated: bool,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum Ended<I> {
+    /// All that was begun on it was answered.
+    Done,
+    /// A request asks for another protocol, and has been read by nobody yet.
+    Upgrade(Rewind<I>),
+}
+
+/// Why a connection ended early.
+#[derive(Debug)]
+pub enum Error {
+    /// It broke, or the caller left amid a request or its answer.
+    Io(io::Error),
+    /// What came is no request; that was answered, as far as possible.
+    Malformed(Malformed),
+    /// No head came in time.
+    Late,
+    /// The service failed, or the body of its answer did.
+    Service(BoxError),
+    /// The answer cannot be written.
+    Answer(&'static str),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => error.fmt(f),
+            Self::Malformed(why) => why.fmt(f),
+            Self::Late => f.write_str("no request came in time"),
+            Self::Service(error) => error.fmt(f),
+            Self::Answer(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+fn left() -> Error {
+    Error::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "the caller left before its answer"))
+}
+
+/// Stop has not come.
+const SERVING: u8 = 0;
+/// It has; idle connections are kept.
+const STOPPING: u8 = 1;
+/// Nothing new is waited for.
+const STOPPED: u8 = 2;
+
+/// Serves HTTP/1.1 on `io` until the caller leaves or `stop` has returned: calls `service` for each request, one after
+/// the other. See the [module](self).
+///
+/// Large, because it has room for the service's future: box it.
+///
+/// # Errors
+/// The connection ended early; see [`Error`].
+pub async fn serve<I, S, F, R, E>(
+    io: I,
+    settings: &Settings,
+    mut service: S,
+    stop: impl Future<Output = ()>,
+) -> Result<Ended<I>, Error>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: FnMut(Request<Body>) -> F,
+    F: Future<Output = Result<Response<R>, E>>,
+    E: Into<BoxError>,
+    R: http_body::Body<Data = Bytes>,
+    R::Error: Into<BoxError>,
+{
+    let wire = Arc::new(Mutex::new(Wire::new(io)));
+    // The socket ends with this future, whoever has a body that reads from it.
+    let _end = End(&wire);
+    let phase = AtomicU8::new(SERVING);
+    let mut stop = pin!(async {
+        stop.await;
+        phase.store(STOPPING, Ordering::Relaxed);
+        if !settings.linger.is_zero() {
+            sleep(settings.linger).await;
+        }
+        phase.store(STOPPED, Ordering::Relaxed);
+        pending::<()>().await;
+    });
+    let mut idle = Idle { timer: None };
+    loop {
+        let head = match idle.next(&wire, settings, stop.as_mut(), &phase).await {
+            Ok(Some(Next::Request(head))) => head,
+            Ok(Some(Next::Upgrade(all))) => {
+                let io = lock(&wire).io.take();
+                return Ok(io.map_or(Ended::Done, |io| Ended::Upgrade(Rewind::new(io, all))));
+            }
+            Ok(None) => {
+                farewell(&wire, false).await;
+                return Ok(Ended::Done);
+            }
+            Err(error) => {
+                if let Error::Malformed(why) = error {
+                    refuse(&wire, settings, why).await?;
+                }
+                return Err(error);
+            }
+        };
+        let asked = Asked::of(&head);
+        let answered = {
+            let mut answering = pin!(service(request(head, &wire)));
+            poll_fn(|cx| {
+                if let Poll::Ready(answer) = answering.as_mut().poll(cx) {
+                    return Poll::Ready(answer.map_err(|error| Error::Service(error.into())));
+                }
+                if lock(&wire).poll_left(cx) { Poll::Ready(Err(left())) } else { Poll::Pending }
+            })
+            .await?
+        };
+        let unsure = poll_fn(|cx| {
+            // What stops is known by now, or is not for this answer.
+            let _ = stop.as_mut().poll(cx);
+            lock(&wire).poll_answer(cx)
+        })
+        .await?;
+        let closing = unsure || phase.load(Ordering::Relaxed) != SERVING;
+        let (last, headers) = respond(&wire, settings, asked, answered, closing).await?;
+        spare::give(headers);
+        if last || !read_out(&wire).await {
+            let whole = lock(&wire).body == Reading::Ended;
+            farewell(&wire, !whole).await;
+            return Ok(Ended::Done);
+        }
+    }
+}
+
+/// Takes the socket away from whoever else has the connection.
+struct End<'a, I>(&'a Mutex<Wire<I>>);
+
+impl<I> Drop for End<'_, I> {
+    fn drop(&mut self) {
+        lock(self.0).io = None;
+    }
+}
+
+/// What came on an idle connection.
+enum Next {
+    Request(RequestHead),
+    /// All bytes from the request on.
+    Upgrade(Bytes),
+}
+
+/// What a connection keeps from one request to the next.
+struct Idle {
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Idle {
+    /// Waits for the head of a request; `None` when there is none to come.
+    async fn next<I: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &Mutex<Wire<I>>,
+        settings: &Settings,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+        phase: &AtomicU8,
+    ) -> Result<Option<Next>, Error> {
+        let mut until = None;
+        poll_fn(|cx| {
+            let mut wire = lock(wire);
+            loop {
+                if let Some(next) = look(&mut wire, settings)? {
+                    return Poll::Ready(Ok(Some(next)));
+                }
+                match wire.poll_more(cx)? {
+                    Poll::Ready(0) if wire.inbox.is_empty() => return Poll::Ready(Ok(None)),
+                    Poll::Ready(0) => {
+                        // Perhaps it never was one: who sends that gets the same answer however it comes.
+                        let rest = wire.inbox.take();
+                        let parsed = parse_request(&rest, settings.max_head, &mut HeaderMap::new());
+                        return Poll::Ready(Err(parsed.map_or_else(Error::Malformed, |_| left())));
+                    }
+                    Poll::Ready(_) => {}
+                    Poll::Pending => break,
+                }
+            }
+            let _ = stop.as_mut().poll(cx);
+            if wire.inbox.is_empty() {
+                wire.inbox.settle();
+                if phase.load(Ordering::Relaxed) == STOPPED {
+                    return Poll::Ready(Ok(None));
+                }
+            }
+            let until = *until.get_or_insert_with(|| Instant::now() + settings.head_timeout);
+            if self.poll_late(cx, until).is_ready() {
+                return Poll::Ready(Err(Error::Late));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Ready at `until`. The timer may be an older one, which has fired too early when it does.
+    fn poll_late(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if timer.deadline() >= until {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(until);
+        }
+        Poll::Pending
+    }
+}
+
+/// Whether a head has come to its end.
+fn look<I>(wire: &mut Wire<I>, settings: &Settings) -> Result<Option<Next>, Error>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let found = wire.inbox.head(|bytes| {
+        Ok::<_, Malformed>(match parse_request(bytes, settings.max_head, &mut spare::take())? {
+            ParsedRequest::Partial => None,
+            ParsedRequest::Head(head, _) if head.upgrade => Some((Next::Upgrade(bytes.clone()), bytes.len())),
+            ParsedRequest::Head(head, taken) => Some((Next::Request(head), taken)),
+        })
+    });
+    match found {
+        Ok(Some(Next::Request(head))) => {
+            wire.begin(head.framing, head.expects);
+            Ok(Some(Next::Request(head)))
+        }
+        Ok(None) if wire.inbox.head_len() > settings.max_head => {
+            Err(Error::Malformed(Malformed::HEAD_TOO_LARGE))
+        }
+        Ok(next) => Ok(next),
+        Err(why) => Err(Error::Malformed(why)),
+    }
+}
+
+fn request<I>(head: RequestHead, wire: &Shared<I>) -> Request<Body>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let body = match head.framing {
+        Framing::None => Body::empty(),
+        framing => Body::new(RequestBody::new(wire, framing)),
+    };
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method;
+    *request.uri_mut() = head.uri;
+    *request.version_mut() = head.version;
+    *request.headers_mut() = head.headers;
+    request
+}
+
+/// Writes an answer; says whether it is the last one of its connection, and gives its headers back.
+async fn respond<I, R>(
+    wire: &Shared<I>,
+    settings: &Settings,
+    asked: Asked,
+    response: Response<R>,
+    closing: bool,
+) -> Result<(bool, HeaderMap), Error>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    R: http_body::Body<Data = Bytes>,
+    R::Error: Into<BoxError>,
+{
+    let (parts, body) = response.into_parts();
+    let mut body = pin!(body);
+    let mut out = to_write();
+    let reason = parts.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes);
+    let size = Size::of(&*body);
+    let flags = (closing, settings.dated);
+    let plan = answer::write(&mut out, asked, parts.status, reason, &parts.headers, size, flags);
+    let Plan { framing, last, trailers } = match plan {
+        Ok(plan) => plan,
+        Err(Unwritable(why)) => {
+            out.clear();
+            answer::refusal(&mut out, FailureCode::Internal, settings.dated);
+            write(wire, out).await?;
+            return Err(Error::Answer(why));
+        }
+    };
+    let mut outbox = Outbox::new(out, framing, trailers, 0);
+    poll_fn(|cx| {
+        if let Poll::Ready(sent) = outbox.poll(cx, &mut Writer(wire), body.as_mut()) {
+            return Poll::Ready(sent.map_err(|error| match error {
+                SendError::Io(error) => Error::Io(error),
+                SendError::Body(error) => Error::Service(error),
+                SendError::Length(why) => Error::Answer(why),
+            }));
+        }
+        if lock(wire).poll_left(cx) { Poll::Ready(Err(left())) } else { Poll::Pending }
+    })
+    .await?;
+    Ok((last, parts.headers))
+}
+
+/// Writes these bytes alone.
+async fn write<I: AsyncRead + AsyncWrite + Unpin>(wire: &Shared<I>, bytes: Vec<u8>) -> Result<(), Error> {
+    let mut outbox = Outbox::new(bytes, Framing::None, Vec::new(), 0);
+    let mut body = Body::empty();
+    let sent = poll_fn(|cx| outbox.poll(cx, &mut Writer(wire), Pin::new(&mut body))).await;
+    sent.map_err(|error| match error {
+        SendError::Io(error) => Error::Io(error),
+        SendError::Body(error) => Error::Service(error),
+        SendError::Length(why) => Error::Answer(why),
+    })
+}
+
+/// Answers what is no request.
+async fn refuse<I>(wire: &Shared<I>, settings: &Settings, why: Malformed) -> Result<(), Error>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let code = if why.is_too_large() { FailureCode::HeadersTooLarge } else { FailureCode::BadRequest };
+    let mut out = to_write();
+    answer::refusal(&mut out, code, settings.dated);
+    write(wire, out).await?;
+    farewell(wire, true).await;
+    Ok(())
+}
+
+/// Waits until the request's body has ended; says whether another request may follow.
+async fn read_out<I: AsyncRead + AsyncWrite + Unpin>(wire: &Shared<I>) -> bool {
+    if lock(wire).body == Reading::Ended {
+        return true;
+    }
+    let mut most = MAX_DRAINED;
+    let mut late = None;
+    poll_fn(|cx| {
+        let mut wire = lock(wire);
+        if let Poll::Ready(whole) = wire.poll_read_out(cx, &mut most) {
+            return Poll::Ready(whole);
+        }
+        if wire.body == Reading::Held {
+            // Whoever has it knows how long it may take.
+            return Poll::Pending;
+        }
+        let late = late.get_or_insert_with(|| Box::pin(sleep(DRAIN_TIME)));
+        late.as_mut().poll(cx).map(|()| false)
+    })
+    .await
+}
+
+/// Ends a connection. Where the caller may still be sending (`unread`), it gets the time to read the answer: bytes that
+/// nobody takes would end the connection before that.
+async fn farewell<I: AsyncRead + AsyncWrite + Unpin>(wire: &Shared<I>, unread: bool) {
+    let shut = poll_fn(|cx| Pin::new(&mut Writer(wire)).poll_shutdown(cx));
+    let ending = async {
+        if shut.await.is_ok() && unread {
+            let mut most = MAX_DRAINED;
+            poll_fn(|cx| lock(wire).poll_discard(cx, &mut most)).await;
+        }
+    };
+    // Without a timer where it is done at once.
+    let mut ending = pin!(ending);
+    let mut late = None;
+    poll_fn(|cx| {
+        if ending.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        late.get_or_insert_with(|| Box::pin(sleep(DRAIN_TIME))).as_mut().poll(cx)
+    })
+    .await;
+}
