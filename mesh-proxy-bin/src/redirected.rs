@@ -10,7 +10,7 @@ use mesh::core::facts::{Connection, Direction};
 use mesh::core::failure::Failure;
 use mesh::outgoing::Outgoing;
 use mesh::tcp::TcpTarget;
-use mesh::tls::hello::{MAX_CLIENT_HELLO, Sniff, may_be_tls, sniff};
+use mesh::tls::hello::{ClientHello, MAX_CLIENT_HELLO, Sniff, may_be_tls, sniff};
 use mesh::tls::io::Rewind;
 use mesh::{Client, Mesh};
 use tokio::io::AsyncReadExt;
@@ -146,10 +146,14 @@ async fn bytes(
     let mut by_name = false;
     if !outgoing.is_known()
         && may_be_tls(&first)
-        && let Some(name) = server_name(&mut stream, &mut first, patience).await
-        && let Some(found) = mesh.outgoing_tls(&name, original.port()).await
+        && let Some(hello) = client_hello(&mut stream, &mut first, patience).await
     {
-        (target, by_name) = (Ok(found), true);
+        let found = match hello.sni {
+            Some(name) => mesh.outgoing_tls(&name, original.port()).await,
+            None => None,
+        };
+        by_name = found.is_some();
+        target = found.map_or_else(|| outgoing.encrypted().cloned().map_err(Clone::clone), Ok);
     }
     let dialed = match &target {
         Ok(target) => mesh.dial(target, &facts).await,
@@ -180,12 +184,16 @@ async fn bytes(
     }
 }
 
-/// The name that the application's own TLS asks for. What is read stays in `first`.
-async fn server_name(stream: &mut TcpStream, first: &mut BytesMut, patience: Duration) -> Option<Arc<str>> {
+/// How the application's own TLS begins, if it is TLS. What is read stays in `first`.
+async fn client_hello(
+    stream: &mut TcpStream,
+    first: &mut BytesMut,
+    patience: Duration,
+) -> Option<ClientHello> {
     let reading = async {
         loop {
             match sniff(first) {
-                Sniff::ClientHello(hello) => return hello.sni,
+                Sniff::ClientHello(hello) => return Some(hello),
                 Sniff::NeedMore if first.len() < MAX_CLIENT_HELLO => {}
                 _ => return None,
             }

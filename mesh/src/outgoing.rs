@@ -9,6 +9,11 @@
 //! | a service's, and the port is one of its | the service's TCP routes | the same; closed under REGISTRY_ONLY |
 //! | an endpoint's of a service | that endpoint, with its TLS and identity | the same |
 //! | unknown | as they came; closed under REGISTRY_ONLY | as they came; closed under REGISTRY_ONLY |
+//! | untold: the control plane cannot be asked | TLS of the application's own as it came, closed under REGISTRY_ONLY; all else closed | closed |
+//!
+//! Of an untold address nobody can say that it is not the mesh's own, for which plaintext may be forbidden. What the
+//! application has encrypted itself stays encrypted, and whoever it reaches decides by its own policies: so an outage
+//! of the control plane does not cut an application off from `https://` elsewhere.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -50,6 +55,8 @@ pub struct Outgoing {
     protocol: Protocol,
     kind: Kind,
     bytes: Result<TcpTarget, Failure>,
+    /// Where TLS of the application's own goes, when that is elsewhere.
+    encrypted: Option<TcpTarget>,
     otherwise: Option<Arc<Cluster>>,
 }
 
@@ -62,6 +69,8 @@ enum Kind {
     Endpoint,
     /// Nobody's that the mesh knows.
     Unknown,
+    /// It was never asked for, and cannot be now.
+    Untold,
 }
 
 /// Where something goes.
@@ -85,8 +94,14 @@ fn ways(kind: Kind, unknown: UnknownDestinations) -> (Way, Way) {
         (Kind::Service, Refused) => (Way::Routes, Way::Closed),
         (Kind::Endpoint, _) => (Way::Endpoint, Way::Endpoint),
         (Kind::Unknown, Allowed) => (Way::AsItCame, Way::AsItCame),
-        (Kind::Unknown, Refused) => (Way::Closed, Way::Closed),
+        (Kind::Unknown, Refused) | (Kind::Untold, _) => (Way::Closed, Way::Closed),
     }
+}
+
+/// Whether what the application has encrypted itself goes to its original destination, where other bytes do not.
+/// `settled` says whether a configuration is in force that says what becomes of unknown destinations. Pure.
+fn passes_encrypted(kind: Kind, unknown: UnknownDestinations, settled: bool) -> bool {
+    kind == Kind::Untold && settled && unknown == UnknownDestinations::Allowed
 }
 
 /// What stands behind each address that a workload can call.
@@ -148,6 +163,15 @@ impl Outgoing {
         self.bytes.as_ref()
     }
 
+    /// Where TLS of the application's own goes: with all other bytes, but for addresses of which the control plane
+    /// cannot be asked.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes).
+    pub fn encrypted(&self) -> Result<&TcpTarget, &Failure> {
+        self.encrypted.as_ref().map_or_else(|| self.bytes(), Ok)
+    }
+
     /// Where requests go whose host nobody knows; `None` refuses them.
     pub fn otherwise(&self) -> Option<&Arc<Cluster>> {
         self.otherwise.as_ref()
@@ -160,7 +184,7 @@ impl Outgoing {
 
     /// Whether the mesh knows what was called.
     pub fn is_known(&self) -> bool {
-        self.kind != Kind::Unknown
+        !matches!(self.kind, Kind::Unknown | Kind::Untold)
     }
 }
 
@@ -179,19 +203,26 @@ impl Mesh {
     /// Where a redirected connection goes that was going to `original`.
     ///
     /// # Errors
-    /// Where that cannot be told now.
+    /// `overflow` where too many ask at once.
     pub async fn outgoing(&self, original: SocketAddr) -> Result<Outgoing, Failure> {
         let original = SocketAddr::new(original.ip().to_canonical(), original.port());
-        let learnt = self.learn_address(original.ip()).await?;
+        let (learnt, untold) = match self.learn_address(original.ip()).await {
+            Ok(learnt) => (learnt, None),
+            Err(failure) if failure.code() == FailureCode::ConfigUnavailable => (None, Some(failure)),
+            Err(failure) => return Err(failure),
+        };
         let view = self.0.view.load_full();
         let found = view.workload.as_ref().and_then(|workload| {
             let behind = learnt.as_deref().or_else(|| view.addresses().get(&original.ip()));
             find(original, behind, &|host| view.hosts.outbound(workload, host))
         });
         let policy = view.unknown_destinations(self.0.unknown_destinations);
-        let kind = found.as_ref().map_or(Kind::Unknown, |(_, _, kind)| *kind);
+        let nobodys = if untold.is_some() { Kind::Untold } else { Kind::Unknown };
+        let kind = found.as_ref().map_or(nobodys, |(_, _, kind)| *kind);
         let (bytes, otherwise) = ways(kind, policy);
+        let encrypted = passes_encrypted(kind, policy, view.workload.is_some()).then(|| as_it_came(original));
         let bytes = match (&found, bytes) {
+            _ if kind == Kind::Untold => Err(untold_failure(original, untold.as_ref())),
             (Some((outbound, port, _)), Way::Routes) => self.target_of(&view, outbound, port),
             (Some((outbound, port, _)), Way::Endpoint) => {
                 Ok(self.direct(outbound, port).only_at(original))
@@ -208,7 +239,7 @@ impl Mesh {
         };
         let otherwise = bytes.as_ref().ok().filter(|_| otherwise != Way::Closed);
         let otherwise = otherwise.map(|target| Arc::clone(target.cluster()));
-        Ok(Outgoing { protocol, kind, bytes, otherwise })
+        Ok(Outgoing { protocol, kind, bytes, encrypted, otherwise })
     }
 
     /// Where the application's own TLS goes that asks for the server `name` on `port`, when its address is one
@@ -240,6 +271,16 @@ impl Mesh {
             policy: Arc::new(RoutePolicy::default()),
         });
     }
+}
+
+/// Why a connection to an address goes nowhere of which the control plane cannot be asked, and the way out.
+fn untold_failure(original: SocketAddr, why: Option<&Failure>) -> Failure {
+    let why = why.map(Failure::explanation).unwrap_or_default();
+    Failure::new(FailureCode::ConfigUnavailable).detail(format!(
+        "{original} was not called before and the control plane cannot be asked what it is ({why}); it may be the \
+         mesh's own, so nothing goes there in plaintext: use TLS, or leave addresses outside of the cluster to the \
+         application (traffic.sidecar.istio.io/excludeOutboundIPRanges)"
+    ))
 }
 
 /// To the original destination, which the mesh knows nothing of.

@@ -428,3 +428,70 @@ async fn of_a_thousand_services_those_alone_are_held_that_are_called() {
     // One host and its endpoints.
     assert_eq!((after.0 - before.0, after.1 - before.1), (2, 0));
 }
+
+/// A redirected connection to an address: what becomes of bytes, and of TLS of the application's own.
+async fn ways(mesh: &mesh::Mesh, to: &str) -> (String, String) {
+    let outgoing = mesh.outgoing(to.parse().unwrap()).await.unwrap();
+    let name = |way: Result<&mesh::tcp::TcpTarget, &mesh::core::failure::Failure>| match way {
+        Ok(target) => target.cluster().service().name.to_string(),
+        Err(failure) => failure.code().as_str().to_owned(),
+    };
+    (name(outgoing.bytes()), name(outgoing.encrypted()))
+}
+
+/// What was nobody's stays so, and what was never called may be the mesh's own.
+#[tokio::test]
+async fn without_a_control_plane_what_was_never_called_is_not_called_in_plaintext() {
+    let passed = ("PassthroughCluster".to_owned(), "PassthroughCluster".to_owned());
+    let untold = |tls: &str| ("config_unavailable".to_owned(), tls.to_owned());
+    let with_vip = yaml::service_with_ports("redis", "default", &[("tcp", 80)])
+        .replace("spec:", "spec:\n  clusterIP: 10.96.0.10");
+    let resources = all(&[own(), with_vip]);
+    let mut plane = Plane::start(&resources).await;
+    let start = |plane: &Plane| {
+        let control = mesh::ControlPlane { state: Some(plane.file("state")), ..plane.control() };
+        let mesh = mesh::Mesh::builder().workload("default", "web-1").control_plane(control);
+        let (mesh, driver) = mesh.redirected(mesh::outgoing::UnknownDestinations::Allowed).build().unwrap();
+        (mesh, tokio::spawn(driver.run()))
+    };
+    let (mesh, driver) = start(&plane);
+    mesh.readiness().ready().await;
+    assert_eq!(ways(&mesh, "192.0.2.7:9000").await, passed);
+    assert_eq!(ways(&mesh, "10.96.0.10:80").await.0, "redis");
+    let kept = plane.file("state").join("private/configuration");
+    until_secs(PATIENCE, "what is nobody's in the state", async || {
+        std::fs::read(&kept).is_ok_and(|bytes| bytes.windows(9).any(|part| part == b"192.0.2.7"))
+    })
+    .await;
+
+    plane.pause().await;
+    assert_eq!(ways(&mesh, "192.0.2.7:9000").await, passed, "as before");
+    assert_eq!(ways(&mesh, "10.96.0.10:80").await.0, "redis");
+    // Encrypted by the application: nothing is in plaintext, whoever it is.
+    assert_eq!(ways(&mesh, "192.0.2.8:443").await, untold("PassthroughCluster"));
+    let closed = mesh.outgoing("192.0.2.8:9000".parse().unwrap()).await.unwrap();
+    assert!(closed.otherwise().is_none() && !closed.is_known());
+    let told = closed.bytes().unwrap_err().to_string();
+    assert!(told.contains("192.0.2.8:9000") && told.contains("excludeOutboundIPRanges"), "{told}");
+    driver.abort();
+
+    // A program that is started again knows the same.
+    let (mesh, driver) = start(&plane);
+    mesh.readiness().ready().await;
+    assert_eq!(ways(&mesh, "192.0.2.7:9000").await, passed);
+    assert_eq!(ways(&mesh, "192.0.2.8:443").await, untold("PassthroughCluster"));
+    plane.resume().await;
+    until_secs(PATIENCE, "somebody to ask", async || ways(&mesh, "192.0.2.8:9000").await == passed).await;
+
+    // Where what the mesh does not know is closed, it stays closed.
+    let registry_only = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: own, namespace: default}\n\
+                         spec: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}\n";
+    plane.apply(&all(&[resources, registry_only.to_owned()]));
+    until_secs(PATIENCE, "REGISTRY_ONLY", async || {
+        ways(&mesh, "192.0.2.7:9000").await == ("unknown_host".to_owned(), "unknown_host".to_owned())
+    })
+    .await;
+    plane.pause().await;
+    assert_eq!(ways(&mesh, "192.0.2.9:443").await, untold("config_unavailable"));
+    driver.abort();
+}

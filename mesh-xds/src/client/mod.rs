@@ -73,9 +73,12 @@ pub struct ClientLimits {
     pub wait: Duration,
     /// How long something may be unused before it is unsubscribed from. Default: 10 minutes.
     pub idle: Duration,
-    /// Names behind which there is nothing, of each type. Default: 1,024. The oldest are forgotten.
+    /// Names behind which there is nothing, of each type. Default: 1,024. Those that were not asked for for the longest
+    /// time are forgotten.
     pub misses: usize,
-    /// How long such a name is remembered. Default: 30 s.
+    /// How long such a name may be unused before it is forgotten. It stays subscribed to, so that the server says when
+    /// it comes to exist. Default: 10 minutes: as long as anything else, so that who is nobody's business today is
+    /// still known as that when the server is gone.
     pub miss_time: Duration,
     /// How often is looked for what to forget. Default: 5 s.
     pub sweep: Duration,
@@ -99,7 +102,7 @@ impl Default for ClientLimits {
             wait: Duration::from_secs(5),
             idle: Duration::from_secs(600),
             misses: 1024,
-            miss_time: Duration::from_secs(30),
+            miss_time: Duration::from_secs(600),
             sweep: Duration::from_secs(5),
             connect: Duration::from_secs(10),
             response_bytes: 4 * 1024 * 1024,

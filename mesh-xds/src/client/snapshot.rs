@@ -43,7 +43,8 @@ pub enum InvalidSnapshot {
 }
 
 impl Client {
-    /// Everything that is held, with a checksum. The same content gives the same bytes.
+    /// Everything that is held, the names behind which there is nothing included, with a checksum. The same content
+    /// gives the same bytes.
     ///
     /// ```
     /// use tower_mesh_xds::client::{Change, Client, ClientLimits, InvalidSnapshot, Refusal};
@@ -57,15 +58,19 @@ impl Client {
     pub fn snapshot(&self) -> Vec<u8> {
         let mut held: Vec<wire::Held> = Vec::new();
         for (kind, name, entry) in self.state().entries() {
-            if let Held::Content { version, body } = &entry.held {
-                held.push(wire::Held {
-                    type_url: kind.url().to_owned(),
-                    name: name.to_string(),
-                    version: version.to_string(),
-                    body: body.clone(),
-                    pinned: entry.pinned,
-                });
-            }
+            let (version, body, absent) = match &entry.held {
+                Held::Content { version, body } => (version.to_string(), body.clone(), false),
+                Held::Absent(_) if !entry.pinned => (String::new(), Bytes::new(), true),
+                _ => continue,
+            };
+            held.push(wire::Held {
+                type_url: kind.url().to_owned(),
+                name: name.to_string(),
+                version,
+                body,
+                pinned: entry.pinned,
+                absent,
+            });
         }
         held.sort_by(|a, b| (&a.type_url, &a.name).cmp(&(&b.type_url, &b.name)));
         let content = wire::Snapshot { held }.encode_to_vec();
@@ -95,8 +100,13 @@ impl Client {
                     tracing::warn!(%kind, %name, "what was kept of an earlier life is of no use any more");
                     continue;
                 }
-                let content = (Arc::clone(&held.version), held.body.clone());
-                taken += usize::from(state.restore(kind, name, held.pinned, content, now).is_ok());
+                let kept = match held.change.now {
+                    Now::Content(_) => {
+                        Held::Content { version: Arc::clone(&held.version), body: held.body.clone() }
+                    }
+                    Now::Absent | Now::Forgotten => Held::Absent(now),
+                };
+                taken += usize::from(state.restore(kind, name, held.pinned, kept, now).is_ok());
             }
         }
         self.shared.wake.notify_one();
@@ -125,9 +135,13 @@ fn decode(snapshot: &[u8]) -> Result<Vec<Kept>, InvalidSnapshot> {
     let one = |held: wire::Held| {
         let kind = ResourceType::of_url(&held.type_url).ok_or(InvalidSnapshot::Foreign)?;
         kind.check_name(&held.name).map_err(|_| InvalidSnapshot::Damaged)?;
-        let content = Payload::decode(kind, &held.body)
-            .map_err(|error| InvalidSnapshot::Resource { name: held.name.clone(), error })?;
-        let now = Now::Content(Box::new(content));
+        let now = if held.absent {
+            Now::Absent
+        } else {
+            let content = Payload::decode(kind, &held.body)
+                .map_err(|error| InvalidSnapshot::Resource { name: held.name.clone(), error })?;
+            Now::Content(Box::new(content))
+        };
         Ok(Kept {
             kind,
             version: held.version.into(),

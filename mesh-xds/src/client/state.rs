@@ -116,14 +116,13 @@ impl State {
         kind: ResourceType,
         name: &str,
         pinned: bool,
-        content: (Arc<str>, Bytes),
+        held: Held,
         now: Instant,
     ) -> Result<(), Unavailable> {
         self.want(kind, name, pinned, now)?;
         if let Some(entry) = self.of(kind).entries.get_mut(name) {
             entry.used.store(false, Ordering::Relaxed);
-            let (version, body) = content;
-            entry.held = Held::Content { version, body };
+            entry.held = held;
             entry.answered.notify_waiters();
         }
         Ok(())
@@ -222,7 +221,7 @@ impl State {
         }
     }
 
-    /// Lets go of what has not been used for a while, and of misses that are old; gives back what was.
+    /// Lets go of what has not been used for a while; gives back what that is.
     pub(super) fn sweep(&mut self, now: Instant) -> Vec<(ResourceType, Arc<str>)> {
         let (idle, miss) = (self.limits.idle, self.limits.miss_time);
         let mut dropped = Vec::new();
@@ -232,12 +231,8 @@ impl State {
                 if entry.used.swap(false, Ordering::Relaxed) {
                     entry.last_used = now;
                 }
-                let old = match entry.held {
-                    Held::Absent(since) => now.saturating_duration_since(since) >= miss,
-                    _ => false,
-                };
-                let unused = now.saturating_duration_since(entry.last_used) >= idle;
-                if !entry.pinned && (old || unused) {
+                let most = if matches!(entry.held, Held::Absent(_)) { miss } else { idle };
+                if !entry.pinned && now.saturating_duration_since(entry.last_used) >= most {
                     cold.push(Arc::clone(name));
                 }
             }
@@ -293,10 +288,12 @@ impl Type {
         }
     }
 
-    /// Lets go of the oldest misses where there are too many.
+    /// Lets go of the misses that were not used for the longest time, where there are too many.
     fn forget_misses(&mut self, most: usize) {
         let since = |entry: &Entry| match entry.held {
-            Held::Absent(since) if !entry.pinned => Some(since),
+            Held::Absent(since) if !entry.pinned => {
+                Some((entry.used.load(Ordering::Relaxed), entry.last_used, since))
+            }
             _ => None,
         };
         let mut misses: Vec<_> =

@@ -181,16 +181,20 @@ fn what_was_never_asked_for_is_not_unsubscribed_from() {
 }
 
 #[test]
-fn misses_are_remembered_for_a_while() {
+fn misses_are_remembered_while_they_are_used() {
     let (mut state, now) = state();
     state.want(Host, "nobody", false, now).unwrap();
     state.want(Host, "kept", true, now).unwrap();
     told(&mut state, Host, &[("nobody", News::Absent), ("kept", News::Absent)], &[], now);
     assert!(!state.entry(Host, "nobody").unwrap().known().unwrap().unwrap().exists());
-    // However often it is asked for: else it would never be looked up anew.
-    state.want(Host, "nobody", false, now + seconds(29)).unwrap();
-    assert!(state.sweep(now + seconds(29)).is_empty());
-    assert_eq!(state.sweep(now + seconds(30)), [(Host, "nobody".into())]);
+    // What is called now and then stays known as nobody's: the server may be gone by the next call.
+    for minutes in 1..=20 {
+        state.want(Host, "nobody", false, now + seconds(60 * minutes)).unwrap();
+        assert!(state.sweep(now + seconds(60 * minutes)).is_empty());
+    }
+    let last = now + seconds(1200);
+    assert!(state.sweep(last + seconds(599)).is_empty());
+    assert_eq!(state.sweep(last + seconds(600)), [(Host, "nobody".into())]);
     // It comes to exist while it is remembered.
     told(&mut state, Host, &[("kept", content("1"))], &[], now);
     assert!(state.entry(Host, "kept").unwrap().known().unwrap().unwrap().exists());
@@ -206,6 +210,14 @@ fn misses_are_bounded_in_number() {
     }
     assert_eq!(state.len(), 1024);
     assert!(!state.is_wanted(Host, "n5") && state.is_wanted(Host, "n6"), "the oldest go");
+    // What is used outlasts what is not.
+    state.sweep(now + seconds(1));
+    state.want(Host, "n6", false, now + seconds(2)).unwrap();
+    for name in ["m1", "m2"] {
+        state.want(Host, name, false, now + seconds(2)).unwrap();
+        told(&mut state, Host, &[(name, News::Absent)], &[], now + seconds(2));
+    }
+    assert!(state.is_wanted(Host, "n6") && !state.is_wanted(Host, "n7") && !state.is_wanted(Host, "n8"));
 }
 
 #[test]
@@ -275,9 +287,15 @@ mod snapshots {
         let address = Payload::from(Address { hosts: vec!["a.b".into()], endpoint: false }).encode().unwrap();
         let kind = ResourceType::Address;
         for (name, pinned) in [("10.0.0.2", false), ("10.0.0.1", true)] {
-            let content = (address.version().to_string().into(), address.body().clone());
+            let (version, body) = (address.version().to_string().into(), address.body().clone());
+            let content = Held::Content { version, body };
             client.state().restore(kind, name, pinned, content, Instant::now()).unwrap();
         }
+        // What is nobody's is known as that.
+        let now = Instant::now();
+        client.state().restore(kind, "192.0.2.7", false, Held::Absent(now), now).unwrap();
+        // But not that somebody else is not known yet.
+        client.state().restore(Workload, "default/own", true, Held::Absent(now), now).unwrap();
         // What is only wanted is not held.
         client.state().want(Host, "a", false, Instant::now()).unwrap();
         client
@@ -295,19 +313,21 @@ mod snapshots {
             applied.extend(changes.iter().map(|change| change.name.to_string()));
             Vec::new()
         };
-        assert_eq!(again.restore(&bytes, &mut sink), Ok(2));
-        assert_eq!(applied, ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(again.restore(&bytes, &mut sink), Ok(3));
+        assert_eq!(applied, ["10.0.0.1", "10.0.0.2", "192.0.2.7"]);
         assert_eq!(again.snapshot(), bytes);
+        assert_eq!(again.exists(ResourceType::Address, "192.0.2.7"), Some(false));
         again.state().connected();
-        assert_eq!(again.state().request().unwrap().initial_resource_versions.len(), 2);
+        let said = again.state().request().unwrap();
+        assert_eq!((said.resource_names_subscribe.len(), said.initial_resource_versions.len()), (3, 2));
     }
 
     #[test]
     fn what_is_refused_is_not_kept() {
         let again = Client::new("n", ClientLimits::default());
         let mut sink = |_: &[Change]| vec![Refusal { name: "10.0.0.1".into(), reason: "no".into() }];
-        assert_eq!(again.restore(&with_content().snapshot(), &mut sink), Ok(1));
-        assert_eq!(again.subscriptions().len(), 1);
+        assert_eq!(again.restore(&with_content().snapshot(), &mut sink), Ok(2));
+        assert_eq!(again.subscriptions().len(), 2);
     }
 
     #[test]

@@ -129,14 +129,23 @@ impl Configuration {
         }
     }
 
-    /// Tells the client which hosts are in use: those to which something was sent since this was asked last, and
-    /// those that they need.
+    /// Tells the client what is in use.
     pub(super) fn touch_used(&self) {
+        let client = self.inner().client.clone();
+        for (kind, name) in self.take_used() {
+            client.touch(kind, &name);
+        }
+    }
+
+    /// The hosts to which something was sent since this was asked last, those that they need, and the addresses behind
+    /// which they are: a connection asks for its address when it is opened, may live for hours, and when the next one
+    /// is opened there may be nobody to ask.
+    pub(super) fn take_used(&self) -> Vec<(ResourceType, String)> {
         let inner = self.inner();
         let clusters = inner.world.registry().all();
         let used: HashSet<_> = clusters.iter().filter(|c| c.take_used()).map(|c| c.key().clone()).collect();
         if used.is_empty() {
-            return;
+            return Vec::new();
         }
         let mut names: HashSet<&str> = HashSet::new();
         for (host, mut keys) in inner.world.compiled() {
@@ -144,10 +153,12 @@ impl Configuration {
                 names.extend(inner.each.closure(host));
             }
         }
-        for name in names {
-            inner.client.touch(ResourceType::Host, name);
-            inner.client.touch(ResourceType::Endpoints, name);
-        }
+        let hosts = names.iter().flat_map(|name| {
+            [ResourceType::Host, ResourceType::Endpoints].map(|kind| (kind, (*name).to_owned()))
+        });
+        let addresses = inner.each.addresses.iter();
+        let addresses = addresses.filter(|(_, behind)| behind.hosts.iter().any(|h| names.contains(&**h)));
+        hosts.chain(addresses.map(|(ip, _)| (ResourceType::Address, ip.to_string()))).collect()
     }
 }
 

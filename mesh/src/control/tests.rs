@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::cluster::Gauge;
 use mesh_core::failure::FailureCode;
 use mesh_core::normal::Authority;
 use mesh_core::resource::Object;
@@ -338,6 +339,7 @@ fn snapshot_of(held: &[(ResourceType, String, Payload)]) -> Vec<u8> {
             version: encoded.version().to_string(),
             body: encoded.body().clone(),
             pinned: false,
+            absent: false,
         }
     });
     let content = Snapshot { held: held.collect() }.encode_to_vec();
@@ -352,6 +354,34 @@ fn addresses_are_kept_while_they_are_told_of() {
     assert_eq!(scene.each().addresses.len(), 1);
     scene.tell(ResourceType::Address, "10.96.0.1", Now::Forgotten);
     assert!(scene.each().addresses.is_empty());
+}
+
+/// A connection asks for its address when it is opened, and may be open for hours.
+#[test]
+fn the_addresses_of_hosts_in_use_are_in_use() {
+    let mut scene = Scene::begun();
+    for (name, ip) in [("a", "10.96.0.1"), ("b", "10.96.0.2")] {
+        scene.host(name, &host(name, ""));
+        scene.endpoints(name, "10.0.0.1");
+        let behind = Address { hosts: vec![full(name)], endpoint: false };
+        scene.tell(ResourceType::Address, ip, content_of(behind));
+    }
+    assert!(scene.configuration.take_used().is_empty());
+    let of_a = scene.registry.all().into_iter().find(|c| *c.key().host == *full("a")).unwrap();
+    let open = of_a.try_acquire(Gauge::Connections, 10).unwrap();
+    for _ in 0..2 {
+        let used = scene.configuration.take_used();
+        let of_a = |kind: ResourceType, name: &str| (kind, name.to_owned());
+        assert_eq!(used.len(), 3, "{used:?}");
+        for one in [
+            of_a(ResourceType::Host, &full("a")),
+            of_a(ResourceType::Endpoints, &full("a")),
+            of_a(ResourceType::Address, "10.96.0.1"),
+        ] {
+            assert!(used.contains(&one), "{one:?}");
+        }
+    }
+    drop(open);
 }
 
 fn plane() -> ControlPlane {
