@@ -1,8 +1,9 @@
 //! When to ask for the next certificate: pure, the draw is an argument.
 //!
-//! A certificate is renewed between half and two thirds of its life, at random, so that workloads that
-//! started together do not ask together. After a failure it is tried again for ever: after a second at
-//! first, then twice as long each time, but at least 16 times in what is left of the certificate's life.
+//! A certificate is renewed between half and seven twelfths of its life, at random, so that workloads that
+//! started together do not ask together, and an issuer may be gone for two fifths of a life, whenever that is.
+//! After a failure it is tried again for ever: after a second at first, then twice as long each time, but at
+//! least 16 times in what is left of the certificate's life.
 //!
 //! ```
 //! use std::time::Duration;
@@ -10,7 +11,7 @@
 //!
 //! let day = Duration::from_secs(86_400);
 //! assert_eq!(renew_after(day, 0.0), day / 2);
-//! assert_eq!(renew_after(day, 1.0), day * 2 / 3);
+//! assert_eq!(renew_after(day, 1.0), day * 7 / 12);
 //!
 //! // Hours are left: no hurry. Seconds are left, or none: every second.
 //! assert_eq!(retry_after(20, day / 3, 1.0), Duration::from_secs(300));
@@ -26,10 +27,10 @@ pub const MAX_RETRY: Duration = Duration::from_secs(300);
 /// How many tries fit at least into what is left of a certificate's life, as long as [`MIN_RETRY`] allows.
 pub const TRIES_LEFT: u32 = 16;
 
-/// How long after a certificate's first moment to ask for the next: from half of its life to two thirds.
+/// How long after a certificate's first moment to ask for the next: from half of its life to seven twelfths.
 /// `draw` is from 0 to 1.
 pub fn renew_after(life: Duration, draw: f64) -> Duration {
-    life / 2 + (life / 6).mul_f64(unit(draw))
+    life / 2 + (life / 12).mul_f64(unit(draw))
 }
 
 /// How long to wait after the `failures`th failure in a row (from 1), with `left` of the certificate's life
@@ -55,12 +56,12 @@ mod tests {
     }
 
     #[test]
-    fn it_is_renewed_between_half_and_two_thirds_of_its_life() {
+    fn it_is_renewed_between_half_and_seven_twelfths_of_its_life() {
         for life in [seconds(0), seconds(120), seconds(86_400), Duration::MAX] {
             for draw in [0.0, 0.3, 1.0, -7.0, 7.0, f64::NAN, f64::INFINITY] {
                 let after = renew_after(life, draw);
                 assert!(
-                    after >= life / 2 && after <= life / 3 * 2 + seconds(1),
+                    after >= life / 2 && after <= life / 12 * 7 + seconds(1),
                     "{life:?} {draw}: {after:?}"
                 );
             }
@@ -84,6 +85,19 @@ mod tests {
             let most = retry_after(failures, seconds(left), 1.0);
             assert_eq!(most, seconds(after), "{failures} {left}");
             assert_eq!(retry_after(failures, seconds(left), 0.0), most / 2);
+        }
+    }
+
+    /// A certificate of two minutes begins a minute early. The issuer may be gone for a minute, whenever that is, and
+    /// some seconds are left for it to begin to answer.
+    #[test]
+    fn an_issuer_may_be_gone_for_half_of_two_minutes() {
+        let (issued, end) = (seconds(60), seconds(180));
+        for draw in [0.0, 0.5, 1.0] {
+            let due = renew_after(end, draw);
+            assert!(due >= issued + seconds(30), "it is not asked for all the time");
+            // At the worst it goes when it would have been asked.
+            assert!(due + seconds(60) + seconds(15) <= end, "{draw}: {due:?}");
         }
     }
 

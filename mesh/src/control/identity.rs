@@ -66,6 +66,7 @@ impl ControlIdentity {
                 Ok(()) => {
                     failures = 0;
                     draw = fastrand::f64();
+                    sleep(settled(self.identity.left())).await;
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);
@@ -129,6 +130,12 @@ impl ControlIdentity {
     }
 }
 
+/// How long a certificate that has `left` to live is left alone when it has just come. One that was issued with a first
+/// moment in the past, against clocks that differ, may be due already if its life is short.
+fn settled(left: Duration) -> Duration {
+    (left / 4).min(LOOK)
+}
+
 /// How long until a certificate of this validity is to be renewed; nothing where there is none, or its time has
 /// come.
 fn due(validity: Option<(SystemTime, SystemTime)>, now: SystemTime, draw: f64) -> Duration {
@@ -148,13 +155,18 @@ mod tests {
         let life = Some((at(1000), at(1120)));
         for (now, draw, wait) in [
             (1000, 0.0, 60),
-            (1000, 1.0, 80),
+            (1000, 1.0, 70),
             (1059, 0.0, 1),
             (1060, 0.0, 0),
             (2000, 0.5, 0),
             (900, 0.0, 160),
         ] {
             assert_eq!(due(life, at(now), draw), Duration::from_secs(wait), "{now} {draw}");
+        }
+        // A minute, which begins a minute early, is not asked for all the time.
+        assert_eq!(due(Some((at(940), at(1060))), at(1000), 0.0), Duration::ZERO);
+        for (left, wait) in [(60, 15), (120, 30), (86_400, 30), (0, 0)] {
+            assert_eq!(settled(Duration::from_secs(left)), Duration::from_secs(wait), "{left}");
         }
         assert_eq!(due(None, at(0), 0.5), Duration::ZERO);
         assert_eq!(due(Some((at(10), at(5))), at(20), 0.5), Duration::ZERO);
