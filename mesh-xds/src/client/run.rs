@@ -97,7 +97,8 @@ impl Client {
         }
     }
 
-    /// One stream, until it ends. `useful` is set when the server answered anything.
+    /// One stream, until it ends. `useful` is set when the server answered anything, or kept it for longer than is ever
+    /// waited for the next.
     async fn stream<T>(&self, channel: T, sink: &mut impl Sink, useful: &mut bool) -> Status
     where
         T: GrpcService<Body>,
@@ -135,7 +136,8 @@ impl Client {
         add(&shared.counters.connected, 1);
         shared.connected.send_replace(true);
         self.set_ended(None);
-        let mut sweep = interval_at(Instant::now() + shared.limits.sweep, shared.limits.sweep);
+        let opened = Instant::now();
+        let mut sweep = interval_at(opened + shared.limits.sweep, shared.limits.sweep);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -157,6 +159,8 @@ impl Client {
                 // Never while there is no stream: what is let go of then could not be had again.
                 _ = sweep.tick() => self.sweep(sink),
             }
+            // Who has all that it wants is not answered, however good the server is.
+            *useful |= opened.elapsed() >= shared.limits.backoff.longest;
         }
     }
 

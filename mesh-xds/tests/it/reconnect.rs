@@ -95,6 +95,43 @@ async fn tries_become_rarer_and_never_stop() {
     assert_eq!(client.counters().read().connect_failures, 9);
 }
 
+/// Who comes back and has everything already is not answered at all: such a stream is no failure when it ends.
+#[tokio::test(start_paused = true)]
+async fn streams_on_which_nothing_was_to_be_said_make_no_wait_longer() {
+    let limits = ServerLimits { stream_age: Duration::from_secs(120), ..ServerLimits::default() };
+    let world = World::new(limits);
+    world.set(Host, "a", host("a", 1));
+    let client = Client::new("n", ClientLimits { idle: Duration::MAX, ..ClientLimits::default() });
+    let dials = Arc::new(Mutex::new(Vec::new()));
+    let (runner, record, server) = (client.clone(), Arc::clone(&dials), world.clone());
+    tokio::spawn(async move {
+        let dial = || {
+            record.lock().unwrap().push(Instant::now());
+            let server = server.clone();
+            let connector = tower::service_fn(move |_: Uri| {
+                let (near, far) = duplex(64 * 1024);
+                tokio::spawn(server.clone().serve(TokioIo::new(far), Some(peer())));
+                async move { Ok::<_, std::io::Error>(TokioIo::new(near)) }
+            });
+            async move {
+                connect(Uri::from_static("http://controller"), connector, &ClientLimits::default()).await
+            }
+        };
+        runner.run_with(dial, |_: &[Change]| Vec::new(), || 1.0).await;
+    });
+    assert!(client.subscribe(Host, "a").await.unwrap().exists());
+    let mut connected = client.connected();
+    for stream in 1..=6 {
+        connected.wait_for(|connected| *connected).await.unwrap();
+        connected.wait_for(|connected| !connected).await.unwrap();
+        let ended = Instant::now();
+        connected.wait_for(|connected| *connected).await.unwrap();
+        let waited = *dials.lock().unwrap().last().unwrap() - ended;
+        assert!(waited <= Duration::from_millis(501), "after stream {stream}: {waited:?}");
+    }
+    assert_eq!(world.discovery.counters().read().resources, 1, "nothing was said but once");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_does_not_come_is_given_up() {
     let client = Client::new("n", ClientLimits::default());
