@@ -19,6 +19,7 @@ use tonic::Code;
 
 use crate::definitions::install;
 use crate::keeper::start_at_once;
+use crate::log::{Log, capture};
 use crate::ports::is_of;
 use crate::real::Real;
 use crate::running::{PATIENCE, Running, code};
@@ -84,9 +85,11 @@ fn signed(like: &str, key: &KeyPair, change: impl FnOnce(&mut Value)) -> String 
     format!("{text}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
 }
 
-#[tokio::test(flavor = "multi_thread")]
+/// One thread, so that what it logs is all there is.
+#[tokio::test]
 #[ignore = "needs kube-apiserver"]
 async fn an_identity_is_what_kubernetes_vouches_for() {
+    let (log, _guard) = capture();
     let real = Real::start().await;
     let client = &real.client;
     namespace(client, "mesh-system", json!({})).await;
@@ -104,8 +107,13 @@ async fn an_identity_is_what_kubernetes_vouches_for() {
     let identity = running.certificate(&good, TWO_MINUTES, None).await.unwrap();
     is_of(&identity, "spiffe://cluster.local/ns/shop/sa/web", &running.roots());
     let names = ["spiffe---cluster.local-ns-shop-sa-web", "shop-web-1"];
+    let issued =
+        "audit: certificate issued id=\"spiffe://cluster.local/ns/shop/sa/web\" pod=\"web-1\" serial=";
+    assert_eq!(lines(&log, issued), 1);
     assert_eq!(running.who(Some(&good), None).await.unwrap(), names);
     assert_eq!(running.who(None, Some(&identity)).await.unwrap(), names);
+    let made = "mesh_controller_certificates_issued_total";
+    assert_eq!(running.metric(made).await, 1);
 
     let own = KeyPair::from_pem(&real.signing_key()).unwrap();
     let past = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() - 3600;
@@ -130,24 +138,60 @@ async fn an_identity_is_what_kubernetes_vouches_for() {
     })
     .await;
 
+    // Another namespace's account of the same name, whose pod has the same name: it is itself, whatever its request and
+    // its proxy say, and it is not who has made the connection.
+    let of_other = token(client, "other", "web", "istio-ca", Some(&others)).await;
+    let other = running.certificate(&of_other, TWO_MINUTES, None).await.unwrap();
+    is_of(&other, "spiffe://cluster.local/ns/other/sa/web", &running.roots());
+    let names = ["spiffe---cluster.local-ns-other-sa-web", "other-web-1"];
+    assert_eq!(running.who(Some(&of_other), None).await.unwrap(), names);
+    let issued =
+        "audit: certificate issued id=\"spiffe://cluster.local/ns/other/sa/web\" pod=\"web-1\" serial=";
+    assert_eq!(lines(&log, issued), 1);
+    // A token that says of itself that it is the other namespace's is none.
+    let moved = signed(&good, &KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(), |claims| {
+        claims["sub"] = json!("system:serviceaccount:other:web");
+        claims["kubernetes.io"]["namespace"] = json!("other");
+    });
+
     let table = [
         ("wrong_audience", token(client, "shop", "web", "vault", Some(&web)).await, None),
         ("expired", expired, None),
         ("not_authenticated", altered, None),
+        ("not_authenticated", moved, None),
         ("not_authenticated", "made.up.token".to_owned(), None),
         ("not_authenticated", of_gone, None),
         ("no_pod", token(client, "shop", "web", "istio-ca", None).await, None),
-        ("another_identity", token(client, "other", "web", "istio-ca", Some(&others)).await, Some(&identity)),
+        ("another_identity", of_other, Some(&identity)),
+        ("another_identity", good, Some(&other)),
     ];
     for (n, (reason, token, shown)) in table.iter().enumerate() {
         let counter = format!("mesh_controller_certificates_refused_total{{reason=\"{reason}\"}}");
-        let before = running.metric(&counter).await;
+        let tokens = format!("mesh_controller_tokens_total{{outcome=\"{reason}\"}}");
+        let before = (running.metric(&counter).await, running.metric(&tokens).await);
+        log.take();
         let error = running.certificate(token, TWO_MINUTES, *shown).await.map(|_| ()).unwrap_err();
         assert!(matches!(error, RequestError::Refused(_)), "{n} {reason}: {error}");
-        assert_eq!(running.metric(&counter).await, before + 1, "{n} {reason}");
         assert_eq!(code(running.who(Some(token), *shown).await), Code::Unauthenticated, "{n} {reason}");
+        // Each refusal is counted and is a line that says why, and to nobody is told what was shown.
+        assert_eq!(running.metric(&counter).await, before.0 + 1, "{n} {reason}");
+        assert_eq!(running.metric(&tokens).await, before.1 + 2, "{n} {reason}");
+        let told = log.take();
+        let with = |text: &str| told.iter().filter(|line| line.contains(text)).collect::<Vec<_>>();
+        let refused = with(&format!("audit: certificate refused reason=\"{reason}\""));
+        assert!(refused.len() == 1 && refused[0].contains("why=\""), "{n} {reason}: {told:#?}");
+        let stream = with("a discovery stream is refused: ");
+        assert!(stream.len() == 1 && stream[0].contains(reason), "{n} {reason}: {told:#?}");
+        let signature = token.rsplit('.').next().unwrap();
+        assert!(with(signature).is_empty(), "{n} {reason}: a token in the log: {told:#?}");
     }
+    assert_eq!(running.metric(made).await, 2);
     running.stop().await;
+}
+
+/// How many lines have this in them since the log was looked at last.
+fn lines(log: &Log, text: &str) -> usize {
+    log.take().iter().filter(|line| line.contains(text)).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]

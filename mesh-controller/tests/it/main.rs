@@ -11,6 +11,7 @@ mod cluster;
 mod definitions;
 mod fake;
 mod keeper;
+mod log;
 mod ports;
 mod real;
 mod running;

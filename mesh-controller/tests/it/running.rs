@@ -16,7 +16,7 @@ use mesh_core::resource::Labels;
 use mesh_tls::Clock;
 use mesh_xds::ca::{CertificateRequest, RequestError, request_certificate};
 use mesh_xds::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use mesh_xds::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use mesh_xds::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use mesh_xds::server::{Answer, Discovery, Peer, ServerLimits};
 use mesh_xds::{Address, Payload, ResourceType};
 use rcgen::KeyPair;
@@ -215,6 +215,8 @@ impl Running {
         let mut client = AggregatedDiscoveryServiceClient::new(self.channel(shown).await);
         let (requests, receiver) = tokio::sync::mpsc::channel(1);
         let subscribe = DeltaDiscoveryRequest {
+            // What a proxy says of itself is for people.
+            node: Some(Node { id: "kube-system/admin-0".into(), ..Node::default() }),
             type_url: ResourceType::Address.url().into(),
             resource_names_subscribe: vec!["10.0.0.1".into()],
             ..DeltaDiscoveryRequest::default()
