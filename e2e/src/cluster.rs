@@ -1,7 +1,9 @@
 //! The cluster itself.
 
+use std::panic::AssertUnwindSafe;
 use std::process::Stdio;
 
+use futures_util::FutureExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, Client, Config};
 use tokio::io::AsyncWriteExt;
@@ -92,22 +94,52 @@ async fn run(mut command: Command, input: &str) -> Result<String, String> {
     }
 }
 
+/// Runs `script` for each process of the node that runs `program` with `setting` (`NAME=VALUE`) in its environment, which
+/// is `$p` (`/proc/PID`) there; gives what it printed. The kernel cuts the names of programs after 15 characters.
+async fn for_each_process(program: &str, setting: &str, script: &str) -> String {
+    let cluster = std::env::var("CLUSTER").unwrap_or_else(|_| panic!("run the tests with `just e2e`"));
+    let script = format!(
+        "for p in /proc/[0-9]*; do
+           [ \"$(cat $p/comm 2>/dev/null)\" = {program} ] || continue
+           tr '\\0' '\\n' <$p/environ 2>/dev/null | grep -qx '{setting}' || continue
+           {script}
+         done"
+    );
+    let mut command = Command::new(cluster);
+    command.args(["enter", "sh", "-c", &script]);
+    run(command, "").await.unwrap_or_else(|e| panic!("{e}"))
+}
+
 /// The resident memory of a workload's sidecar in KiB, as the node's kernel counts it. `workload` is
 /// `NAMESPACE/POD`.
 ///
 /// # Panics
 /// When there is no such sidecar.
 pub async fn resident_kib(workload: &str) -> u64 {
-    let program = std::env::var("CLUSTER").unwrap_or_else(|_| panic!("run the tests with `just e2e`"));
-    let script = format!(
-        "for p in /proc/[0-9]*; do
-           [ \"$(cat $p/comm 2>/dev/null)\" = mesh-proxy ] || continue
-           tr '\\0' '\\n' <$p/environ 2>/dev/null | grep -qx 'MESH_WORKLOAD={workload}' || continue
-           sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' $p/status
-         done"
-    );
-    let mut command = Command::new(program);
-    command.args(["enter", "sh", "-c", &script]);
-    let text = run(command, "").await.unwrap_or_else(|e| panic!("{e}"));
+    let setting = format!("MESH_WORKLOAD={workload}");
+    let script = "sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' $p/status";
+    let text = for_each_process("mesh-proxy", &setting, script).await;
     text.trim().parse().unwrap_or_else(|_| panic!("no sidecar of {workload}: {text:?}"))
+}
+
+/// Kills (SIGKILL) the one process of the node that runs `program` with `setting` (`NAME=VALUE`) in its environment, as
+/// the kernel kills who takes too much memory: nothing is said or given back. Needs no API server.
+///
+/// # Panics
+/// When there is not just one.
+pub async fn kill(program: &str, setting: &str) {
+    let killed = for_each_process(program, setting, "kill -9 ${p#/proc/} && echo ${p#/proc/}").await;
+    assert!(killed.lines().count() == 1, "{program} with {setting}: {killed:?}");
+}
+
+/// Runs `test`, and then `restore`, also when the test fails.
+///
+/// # Panics
+/// When the test does.
+pub async fn restored(test: impl Future<Output = ()>, restore: impl Future<Output = ()>) {
+    let outcome = AssertUnwindSafe(test).catch_unwind().await;
+    restore.await;
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
 }

@@ -23,5 +23,5 @@ mod namespace;
 pub mod yaml;
 
 pub use app::{App, Outcome, Report, TcpOutcome};
-pub use cluster::{SYSTEM, client, component, helm, installed, kubectl, resident_kib};
+pub use cluster::{SYSTEM, client, component, helm, installed, kill, kubectl, resident_kib, restored};
 pub use namespace::{Namespace, in_namespace};

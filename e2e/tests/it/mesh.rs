@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::Api;
-use mesh_e2e::{App, Namespace, in_namespace, yaml};
+use mesh_e2e::{App, Namespace, in_namespace, kubectl, restored, yaml};
 use mesh_test::wait;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -180,6 +180,79 @@ async fn an_invalid_resource_is_refused_with_the_way_out() {
         );
         let refused = namespace.try_apply(&wrong).await.unwrap_err();
         assert!(refused.contains("baseEjectionTime"), "{refused}");
+    })
+    .await;
+}
+
+/// Changes which namespaces the API server asks the webhook of validation about: all but those with `label`, or all.
+async fn validated(but: Option<&str>) {
+    let selector = but.map_or_else(
+        || json!({}),
+        |label| json!({"matchExpressions": [{"key": label, "operator": "DoesNotExist"}]}),
+    );
+    let patch =
+        json!([{"op": "add", "path": "/webhooks/0/namespaceSelector", "value": selector}]).to_string();
+    let line = ["patch", "validatingwebhookconfiguration", "mesh-controller", "--type=json", "-p", &patch];
+    kubectl(&line, "").await.unwrap();
+}
+
+/// The reason and the message of a VirtualService's condition, and which edit it is about.
+async fn condition(namespace: &Namespace, name: &str) -> (String, String, String) {
+    let path = "jsonpath={.status.observedGeneration}|{range .status.conditions[?(@.type==\"Reconciled\")]}{.reason}|{.message}{end}";
+    let told = namespace.kubectl(&["get", "virtualservice", name, "-o", path]).await.unwrap();
+    let mut parts = told.splitn(3, '|').map(str::to_owned);
+    let mut next = || parts.next().unwrap_or_default();
+    let (edit, reason, message) = (next(), next(), next());
+    (reason, message, edit)
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster"]
+async fn an_invalid_resource_that_got_past_the_webhook_is_told_in_its_status_and_the_last_good_one_stays() {
+    const UNASKED: &str = "mesh-e2e-unasked";
+    let labels = [INJECTED, &[(UNASKED, "true")]].concat();
+    in_namespace("past", &labels, async |namespace: Namespace| {
+        let web = applications(&namespace).await;
+        namespace.apply(SUBSETS).await;
+        namespace.apply(&split(0, 100)).await;
+        web.start_load("l", &json!({"url": REVIEWS, "connections": 4, "pause_ms": 5})).await;
+        wait::until_secs(20, "v2 to get all", async || {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let lap = web.lap("l").await;
+            lap.total > 5 && lap.of("reviews-v1") == 0
+        })
+        .await;
+        // What would lead to v1, were it not that no such expression can be.
+        let wrong = split(100, 0).replace("  http:\n", "  http:\n  - match: [{uri: {regex: \"(\"}}]\n    route: [{destination: {host: reviews, subset: v1}}]\n");
+        assert!(namespace.try_apply(&wrong).await.unwrap_err().contains("regex"), "else it is no test");
+        let past = async {
+            validated(Some(UNASKED)).await;
+            // The API server takes it up a moment later.
+            wait::until_secs(20, "nobody to be asked", async || namespace.try_apply(&wrong).await.is_ok()).await;
+        };
+        restored(past, validated(None)).await;
+        wait::until_secs(20, "the status", async || {
+            let (reason, message, edit) = condition(&namespace, "reviews").await;
+            reason == "LastGoodKept" && message.contains("regex") && edit == "2"
+        })
+        .await;
+        println!("{:?}", condition(&namespace, "reviews").await);
+        wait::until_secs(20, "some more calls", async || web.load("l").await.total > 500).await;
+        let all = web.stop_load("l").await;
+        all.assert_clean();
+        assert_eq!(all.of("reviews-v1"), 0, "{all:?}");
+
+        // The next good edit is in force, and its status says so.
+        namespace.apply(&split(100, 0)).await;
+        wait::until_secs(20, "v1", async || {
+            web.get(REVIEWS).await.served_by.as_deref() == Some("reviews-v1")
+        })
+        .await;
+        wait::until_secs(20, "the status", async || {
+            let (reason, _, edit) = condition(&namespace, "reviews").await;
+            reason == "Applied" && edit == "3"
+        })
+        .await;
     })
     .await;
 }
