@@ -41,6 +41,14 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub all_proxies: usize,
 
+    /// Proxies in the case `herd`, each of which uses as many services as in `few`
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub herd_proxies: usize,
+
+    /// Seconds for which the controller is gone in the case `herd`; several with commas
+    #[arg(long, value_name = "SECONDS", value_delimiter = ',', default_value = "0,60")]
+    pub herd_away: Vec<u64>,
+
     /// Changes of each sort
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     pub changes: u16,
@@ -57,4 +65,6 @@ pub enum Case {
     Few,
     /// Proxies that use every service
     All,
+    /// Proxies that lose the controller together, and come back by the sidecar's own code
+    Herd,
 }

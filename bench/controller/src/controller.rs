@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -27,6 +27,7 @@ pub struct Controller {
     output: PathBuf,
     /// Where proxies connect to.
     pub proxies: SocketAddr,
+    webhook: SocketAddr,
     admin: SocketAddr,
 }
 
@@ -45,7 +46,31 @@ impl Controller {
     /// # Errors
     /// When it does not become ready.
     pub async fn start(program: &Path, kubeconfig: &Path, output: &Path) -> Result<(Self, Duration)> {
-        let [proxies, webhook, admin] = ports()?;
+        Self::start_at(ports()?, program, kubeconfig, output).await
+    }
+
+    /// Kills it (SIGKILL), leaves it dead for so long, and starts it anew on the same ports. Says how long it then took
+    /// to be ready.
+    ///
+    /// # Errors
+    /// When it cannot be killed, or does not become ready.
+    pub async fn killed_for(
+        mut self,
+        away: Duration,
+        program: &Path,
+        kubeconfig: &Path,
+    ) -> Result<(Self, Duration)> {
+        self.child.kill().await?;
+        tokio::time::sleep(away).await;
+        Self::start_at([self.proxies, self.webhook, self.admin], program, kubeconfig, &self.output).await
+    }
+
+    async fn start_at(
+        [proxies, webhook, admin]: [SocketAddr; 3],
+        program: &Path,
+        kubeconfig: &Path,
+        output: &Path,
+    ) -> Result<(Self, Duration)> {
         let log = std::fs::File::create(output)?;
         let mut command = Command::new(program);
         command.args([
@@ -63,7 +88,7 @@ impl Controller {
         let started = Instant::now();
         let child = command.spawn().with_context(|| program.display().to_string())?;
         let pid = child.id().context("it ended at once")?;
-        let mut this = Self { child, pid, output: output.to_owned(), proxies, admin };
+        let mut this = Self { child, pid, output: output.to_owned(), proxies, webhook, admin };
         while !this.is_ready().await {
             if let Some(status) = this.child.try_wait()? {
                 bail!("the controller ended ({status})\n{}", this.tail());
@@ -77,16 +102,28 @@ impl Controller {
     }
 
     async fn is_ready(&self) -> bool {
-        let answer = async {
-            let stream = TcpStream::connect(self.admin).await?;
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            let request =
-                http::Request::get("/ready").header("host", "localhost").body(Empty::<Bytes>::new())?;
-            anyhow::Ok(sender.send_request(request).await?.status().is_success())
-        };
-        answer.await.unwrap_or(false)
+        self.page("/ready").await.is_ok()
+    }
+
+    /// A page of its admin port, when it is a good one.
+    async fn page(&self, path: &str) -> Result<String> {
+        let stream = TcpStream::connect(self.admin).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = http::Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new())?;
+        let answer = sender.send_request(request).await?;
+        ensure!(answer.status().is_success(), "{path}: {}", answer.status());
+        let body = answer.into_body().collect().await?.to_bytes();
+        Ok(String::from_utf8(body.to_vec())?)
+    }
+
+    /// A counter of its metrics, without the prefix that all have: the sum of its lines.
+    ///
+    /// # Errors
+    /// When it does not answer, or has no such counter.
+    pub async fn count(&self, name: &str) -> Result<u64> {
+        let page = self.page("/metrics").await?;
+        count(&page, name).with_context(|| format!("there is no counter {name}"))
     }
 
     /// CPU time so far, in seconds.
@@ -147,6 +184,15 @@ fn ports<const N: usize>() -> Result<[SocketAddr; N]> {
     Ok(addresses)
 }
 
+fn count(page: &str, name: &str) -> Option<u64> {
+    let name = format!("mesh_controller_{name}");
+    let samples = page.lines().filter_map(|line| {
+        let rest = line.strip_prefix(&name)?;
+        rest.starts_with(['{', ' ']).then(|| rest.rsplit(' ').next()?.parse::<u64>().ok())?
+    });
+    samples.fold(None, |sum, value| Some(sum.unwrap_or(0) + value))
+}
+
 fn memory(status: &str) -> Option<Memory> {
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
@@ -159,6 +205,14 @@ fn memory(status: &str) -> Option<Memory> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_are_summed() {
+        let page = "# TYPE x counter\nmesh_controller_a_total{kind=\"x\"} 2\nmesh_controller_a_total{kind=\"y\"} 3\n\
+                    mesh_controller_a_total_more 7\n";
+        assert_eq!(count(page, "a_total"), Some(5));
+        assert_eq!(count(page, "b_total"), None);
+    }
 
     #[test]
     fn memory_is_read_as_the_kernel_tells_it() {

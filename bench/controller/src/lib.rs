@@ -4,6 +4,7 @@ pub mod api;
 pub mod args;
 pub mod board;
 pub mod controller;
+pub mod herd;
 pub mod proxy;
 pub mod run;
 pub mod world;

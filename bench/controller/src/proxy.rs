@@ -100,7 +100,11 @@ impl Fleet {
         bail!("{what}: never tried")
     }
 
-    async fn channel(self: &Arc<Self>) -> Result<Channel> {
+    /// A new connection.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn channel(self: &Arc<Self>) -> Result<Channel> {
         let fleet = Arc::clone(self);
         let connector = tower::service_fn(move |_: Uri| {
             let fleet = Arc::clone(&fleet);

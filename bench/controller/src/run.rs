@@ -19,13 +19,14 @@ use crate::api::Api;
 use crate::args::{Args, Case};
 use crate::board::{Board, Mark};
 use crate::controller::{Controller, definitions};
+use crate::herd;
 use crate::proxy::{Fleet, Plan};
 use crate::world::{self, SYSTEM, World};
 
 /// How long a change may take until everybody has it.
-const CHANGE_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const CHANGE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the controller is left alone before and after a load.
-const REST: Duration = Duration::from_secs(2);
+pub(crate) const REST: Duration = Duration::from_secs(2);
 /// Between two changes: so that each is measured alone.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -50,7 +51,10 @@ pub async fn run(args: Args) -> Result<()> {
         started.elapsed().as_secs_f64()
     );
     for case in &args.cases {
-        measure(&api, &args, cluster, *case).await?;
+        match case {
+            Case::Few | Case::All => measure(&api, &args, cluster, *case).await?,
+            Case::Herd => herd::measure(&api, &args, cluster).await?,
+        }
     }
     Ok(())
 }
@@ -77,10 +81,11 @@ async fn fill(api: &Api, args: &Args, cluster: World) -> Result<()> {
 }
 
 /// Who the proxies of a case are.
-async fn plans(api: &Api, args: &Args, case: Case) -> Result<Vec<Plan>> {
+pub(crate) async fn plans(api: &Api, args: &Args, case: Case) -> Result<Vec<Plan>> {
     let proxies = match case {
         Case::Few => args.few_proxies,
         Case::All => args.all_proxies,
+        Case::Herd => args.herd_proxies,
     };
     ensure!(proxies <= args.services * args.endpoints, "every proxy is a pod: there are too few pods");
     let all: Arc<[String]> = (0..args.services).map(world::host).collect();
@@ -92,7 +97,7 @@ async fn plans(api: &Api, args: &Args, case: Case) -> Result<Vec<Plan>> {
             let token = api.token(&namespace, &world::name(service), &pod).await?;
             let hosts = match case {
                 Case::All => all,
-                Case::Few => uses(number, args).into_iter().map(world::host).collect(),
+                Case::Few | Case::Herd => uses(number, args).into_iter().map(world::host).collect(),
             };
             anyhow::Ok(Plan { number, workload: format!("{namespace}/{pod}"), token, hosts })
         }
@@ -102,7 +107,7 @@ async fn plans(api: &Api, args: &Args, case: Case) -> Result<Vec<Plan>> {
     Ok(plans)
 }
 
-/// The services that a proxy of the case `few` uses: each is used by as many.
+/// The services that a proxy of the cases `few` and `herd` uses: each is used by as many.
 fn uses(proxy: usize, args: &Args) -> BTreeSet<usize> {
     (0..args.few_services).map(|i| (proxy * args.few_services + i) % args.services).collect()
 }
@@ -117,18 +122,7 @@ async fn measure(api: &Api, args: &Args, cluster: World, case: Case) -> Result<(
     println!("\n## {case:?}: {} proxies", plans.len());
     println!("ready after {:.2} s, {cpu_idle:.2} CPU s, {:.1} MiB", until_ready.as_secs_f64(), idle.now);
 
-    let root = root_certificate(api).await?;
-    let server =
-        NamedServer::new("localhost", Pem::new("the controller's root", root.as_bytes()), &Clock::system())?;
-    let fleet = Arc::new(Fleet {
-        address: controller.proxies,
-        server,
-        board: Board::default(),
-        warm: 0.into(),
-        told: tokio::sync::Notify::new(),
-        bytes: 0.into(),
-        retries: 0.into(),
-    });
+    let fleet = fleet(api, &controller).await?;
     let started = Instant::now();
     let mut proxies = JoinSet::new();
     for plan in &plans {
@@ -180,6 +174,22 @@ async fn measure(api: &Api, args: &Args, cluster: World, case: Case) -> Result<(
     println!("in the end {:.1} MiB (most {:.1}), {:.2} CPU s", memory.now, memory.most, controller.cpu()?);
     drop(proxies);
     controller.stop().await
+}
+
+/// What proxies of this controller share.
+pub(crate) async fn fleet(api: &Api, controller: &Controller) -> Result<Arc<Fleet>> {
+    let root = root_certificate(api).await?;
+    let server =
+        NamedServer::new("localhost", Pem::new("the controller's root", root.as_bytes()), &Clock::system())?;
+    Ok(Arc::new(Fleet {
+        address: controller.proxies,
+        server,
+        board: Board::default(),
+        warm: 0.into(),
+        told: tokio::sync::Notify::new(),
+        bytes: 0.into(),
+        retries: 0.into(),
+    }))
 }
 
 fn failed(ended: Result<Result<()>, tokio::task::JoinError>) -> anyhow::Error {
@@ -286,7 +296,7 @@ async fn changes(
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]
-fn mib(bytes: u64) -> f64 {
+pub(crate) fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1024.0 * 1024.0)
 }
 
