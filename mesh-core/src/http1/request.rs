@@ -34,6 +34,7 @@ pub struct RequestHead {
 
 /// What the bytes of a head are so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each request")]
 pub enum ParsedRequest {
     /// More has to come.
     Partial,
