@@ -10,6 +10,7 @@ use mesh_tls::Clock;
 use mesh_xds::ResourceType;
 use mesh_xds::proto::discovery::DeltaDiscoveryRequest;
 use mesh_xds::server::{Answer, Discovery, Peer, ServerLimits};
+use prost::Message;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -140,7 +140,8 @@ impl Requests {
 pub(super) fn pieces(mut response: DeltaDiscoveryResponse) -> Pieces {
     let length = response.encoded_len();
     let resources = std::mem::take(&mut response.resources);
-    let shared: usize = resources.iter().map(|resource| value(resource).len()).filter(is_shared).sum();
+    let shared: usize =
+        resources.iter().map(|resource| value(resource).len()).filter(|size| is_shared(*size)).sum();
     let mut pieces = Vec::new();
     let mut own = BytesMut::with_capacity(PREFIX + length.saturating_sub(shared));
     own.put_u8(0);
@@ -150,7 +151,7 @@ pub(super) fn pieces(mut response: DeltaDiscoveryResponse) -> Pieces {
     for resource in resources {
         encode_key(RESOURCES, WireType::LengthDelimited, &mut own);
         encode_varint(resource.encoded_len() as u64, &mut own);
-        if !is_shared(&value(&resource).len()) {
+        if !is_shared(value(&resource).len()) {
             resource.encode_raw(&mut own);
             continue;
         }
@@ -186,9 +187,8 @@ fn value(resource: &Resource) -> &[u8] {
     resource.resource.as_ref().map_or(&[], |content| &content.value)
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "it is a filter's")]
-fn is_shared(length: &usize) -> bool {
-    *length >= SHARED_FROM
+const fn is_shared(size: usize) -> bool {
+    size >= SHARED_FROM
 }
 
 /// The body of an answer: pieces as they come, and then how the stream ended.
