@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use mesh::apps::Apps;
 use mesh::core::cluster::Cluster;
-use mesh::core::facts::{Connection, Facts, LocalAddr, OriginalDst, PeerAddr, Transport};
+use mesh::core::facts::{Facts, LocalAddr, OriginalDst, PeerAddr, Transport};
 use mesh::core::failure::Failure;
 use mesh::tcp::Dialed;
 use mesh::tls::alpn::Negotiated;
@@ -15,9 +15,10 @@ use mesh::tls::io::Rewind;
 use mesh::tls::{AcceptError, AcceptedStream};
 use mesh::{AppService, Mesh};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use crate::accept::accept;
-use crate::detect::{Spoken, detect};
+use crate::detect::{Dialing, Patience, SILENCE, Spoken, detect_both};
 use crate::drain::{Draining, Entrance};
 use crate::loops::Loops;
 use crate::original::canonical;
@@ -101,6 +102,7 @@ impl Inbound {
             Some(original) => stream.original_dst(original),
             None => stream,
         };
+        let begun = Instant::now();
         let accepted = match Box::pin(self.mesh.accept(stream)).await {
             Ok(accepted) => accepted,
             Err(error) => return refused(&self.mesh, &error),
@@ -109,19 +111,37 @@ impl Inbound {
         let connection = self.mesh.describe_peer(accepted.connection);
         let mut io = accepted.io;
         let mut first = BytesMut::new();
-        let spoken = match negotiated {
-            Some(Negotiated::Http1) => Spoken::Http1,
-            Some(Negotiated::Carried) => Spoken::Carried,
-            Some(Negotiated::Http2) => Spoken::Http2,
-            _ if matches!(connection.transport(), Transport::Passthrough { .. }) => Spoken::Opaque,
-            _ if self.mesh.inbound_protocol(port).is_opaque() => Spoken::Opaque,
-            _ => match detect(&mut io, &mut first, self.detect_timeout).await {
-                Ok(spoken) => spoken,
-                Err(error) => {
-                    tracing::debug!(%peer, %error, "the connection broke before its first bytes");
-                    return;
+        let (spoken, early) = match negotiated {
+            Some(Negotiated::Http1) => (Spoken::Http1, None),
+            Some(Negotiated::Carried) => (Spoken::Carried, None),
+            Some(Negotiated::Http2) => (Spoken::Http2, None),
+            _ if matches!(connection.transport(), Transport::Passthrough { .. }) => (Spoken::Opaque, None),
+            _ if self.mesh.inbound_protocol(port).is_opaque() => (Spoken::Opaque, None),
+            other => {
+                let protocol = self.mesh.inbound_protocol(port);
+                let alone = match other {
+                    // Nobody who speaks HTTP waits for the server to begin.
+                    _ if protocol.is_http() => self.detect_timeout,
+                    // The caller's proxy has found that it is not HTTP, or was told so.
+                    Some(Negotiated::Mesh) => Duration::ZERO,
+                    // It has been found out already that this is no TLS.
+                    _ if matches!(connection.transport(), Transport::Plaintext) => {
+                        SILENCE.saturating_sub(begun.elapsed())
+                    }
+                    _ => SILENCE,
+                };
+                let patience = Patience { whole: self.detect_timeout, alone };
+                let dial = || -> Dialing<'_, Dialed, Facts> {
+                    Box::pin(early(&self.mesh, &app, Facts::new(Arc::clone(&connection))))
+                };
+                match detect_both(&mut io, &mut first, patience, dial).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        tracing::debug!(%peer, %error, "the connection broke before its first bytes");
+                        return;
+                    }
                 }
-            },
+            }
         };
         let io = Rewind::new(io, first.freeze());
         // Turning STRICT ends what is not the mesh's TLS.
@@ -147,24 +167,50 @@ impl Inbound {
             Box::pin(serve::http(io, spoken, connection, http, stop)).await;
         } else {
             // Bytes cannot be told to end at a good point: they go on until a drain's deadline.
-            Box::pin(opaque(self.mesh, app, io, connection, refused)).await;
+            let (early, facts) = match early {
+                Some((early, facts)) => (Some(early), facts),
+                None => (None, Facts::new(connection)),
+            };
+            Box::pin(opaque(self.mesh, app, io, (early, facts), refused)).await;
         }
     }
 }
 
-/// Carries bytes to the application, as long as policy admits the peer.
-async fn opaque<I>(mesh: Mesh, app: App, io: I, connection: Arc<Connection>, ended: impl Future<Output = ()>)
-where
+/// Connects to the application before it is known what is spoken, where policy would admit the peer's bytes.
+async fn early(mesh: &Mesh, app: &App, facts: Facts) -> Option<(Dialed, Facts)> {
+    // It is watched again when the connection is used.
+    let mut refused = std::pin::pin!(mesh.connection_refused(Arc::clone(facts.connection())));
+    tokio::select! {
+        biased;
+        _ = refused.as_mut() => None,
+        dialed = dial(mesh, app, &facts) => dialed.ok().map(|dialed| (dialed, facts)),
+    }
+}
+
+/// Carries bytes to the application, as long as policy admits the peer; over the connection that was made early where
+/// there is one.
+async fn opaque<I>(
+    mesh: Mesh,
+    app: App,
+    io: I,
+    (early, facts): (Option<Rewind<Dialed>>, Facts),
+    ended: impl Future<Output = ()>,
+) where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    let (facts, record) = mesh.connection_record(&connection);
-    let record = Arc::new(record);
+    let record = Arc::new(mesh.record_of(&facts));
     // Watched from before the first check, so that no change of policy slips between.
-    let mut refused = std::pin::pin!(mesh.connection_refused(connection));
+    let mut refused = std::pin::pin!(mesh.connection_refused(Arc::clone(facts.connection())));
+    let connected = async {
+        match early {
+            Some(early) => Ok(early),
+            None => dial(&mesh, &app, &facts).await.map(|dialed| Rewind::new(dialed, Bytes::new())),
+        }
+    };
     let dialed = tokio::select! {
         biased;
         failure = refused.as_mut() => Err(failure),
-        dialed = dial(&mesh, &app, &facts) => dialed,
+        connected = connected => connected,
     };
     let failure = match dialed {
         Err(failure) => Some(failure),
@@ -174,7 +220,7 @@ where
             tokio::select! {
                 biased;
                 failure = refused => Some(failure),
-                _ = relay(&mut caller, &mut dialed.io) => None,
+                _ = relay(&mut caller, &mut dialed) => None,
                 () = ended => None,
             }
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::Either;
 use http::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
@@ -16,7 +16,7 @@ use mesh::core::body::Body;
 use mesh::core::facts::{Connection, Direction, Facts};
 use mesh::core::failure::{Failure, FailureCode};
 use mesh::core::normal::Authority;
-use mesh::tcp::TcpTarget;
+use mesh::tcp::{Dialed, TcpTarget};
 use mesh::tls::io::Rewind;
 use mesh::{Client, ClientBody, Mesh};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower_service::Service;
 
 use crate::accept::accept;
-use crate::detect::{Spoken, detect};
+use crate::detect::{Dialing, Patience, SILENCE, Spoken, detect, detect_both};
 use crate::drain::Draining;
 use crate::relay::{Counted, relay};
 use crate::serve;
@@ -121,10 +121,19 @@ impl Outbound {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut first = BytesMut::new();
+        let mesh = &self.shared.mesh;
+        let mut early = None;
         if !target.is_opaque() {
-            match detect(&mut io, &mut first, self.shared.detect_timeout).await {
-                Ok(Spoken::Opaque) => {}
-                Ok(spoken) => {
+            let patience = Patience { whole: self.shared.detect_timeout, alone: SILENCE };
+            let dial = || -> Dialing<'_, Dialed, Facts> {
+                Box::pin(async {
+                    let facts = Facts::new(Arc::clone(&connection));
+                    Some((mesh.dial(&target, &facts).await.ok()?, facts))
+                })
+            };
+            match detect_both(&mut io, &mut first, patience, dial).await {
+                Ok((Spoken::Opaque, made)) => early = made,
+                Ok((spoken, _)) => {
                     let io = Rewind::new(io, first.freeze());
                     // Boxed: serving a tunnel is serving a connection again, within the first.
                     return Box::pin(self.http(io, spoken, connection)).await;
@@ -137,13 +146,20 @@ impl Outbound {
         }
         // Counts as in flight: a drain waits for it until its deadline.
         let _draining = self.shared.draining.clone();
-        let (facts, record) = self.shared.mesh.connection_record(&connection);
-        let record = Arc::new(record);
-        match self.shared.mesh.dial(&target, &facts).await {
+        let (early, facts) = match early {
+            Some((early, facts)) => (Some(early), facts),
+            None => (None, Facts::new(connection)),
+        };
+        let record = Arc::new(mesh.record_of(&facts));
+        let dialed = match early {
+            Some(early) => Ok(early),
+            None => mesh.dial(&target, &facts).await.map(|dialed| Rewind::new(dialed, Bytes::new())),
+        };
+        match dialed {
             Ok(mut upstream) => {
                 record.connected();
                 let mut caller = Counted::new(Rewind::new(io, first.freeze()), Arc::clone(&record));
-                let _ = relay(&mut caller, &mut upstream.io).await;
+                let _ = relay(&mut caller, &mut upstream).await;
             }
             Err(failure) => {
                 tracing::warn!(%failure, %target, "the destination of a tunnel cannot be reached");

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use mesh::core::facts::{Connection, Direction};
+use bytes::{Bytes, BytesMut};
+use mesh::core::facts::{Connection, Direction, Facts};
 use mesh::core::failure::Failure;
 use mesh::outgoing::Outgoing;
-use mesh::tcp::TcpTarget;
+use mesh::tcp::{Dialed, TcpTarget};
 use mesh::tls::hello::{ClientHello, MAX_CLIENT_HELLO, Sniff, may_be_tls, sniff};
 use mesh::tls::io::Rewind;
 use mesh::{Client, Mesh};
@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::accept::accept;
-use crate::detect::{Spoken, detect};
+use crate::detect::{Dialing, Early, Patience, SILENCE, Spoken, detect, detect_both};
 use crate::drain::{Draining, Entrance};
 use crate::loops::Loops;
 use crate::original::canonical;
@@ -90,21 +90,6 @@ impl Redirected {
                 return reset(&stream);
             }
         };
-        let declared = outgoing.protocol();
-        let mut first = BytesMut::new();
-        let spoken = if declared.is_opaque() {
-            Spoken::Opaque
-        } else {
-            // Nobody who speaks HTTP waits for the server to begin.
-            let patience = if declared.is_http() { mesh::serve::HEADER_TIMEOUT } else { self.detect_timeout };
-            match detect(&mut stream, &mut first, patience).await {
-                Ok(spoken) => spoken,
-                Err(error) => {
-                    tracing::debug!(%original, %error, "a connection broke before its first bytes");
-                    return;
-                }
-            }
-        };
         let connection = Connection::builder()
             .direction(Direction::Outbound)
             .peer_addr(peer)
@@ -113,6 +98,31 @@ impl Redirected {
             .otherwise(outgoing.otherwise().map(Arc::clone))
             .to_endpoint(outgoing.is_endpoint())
             .build();
+        let declared = outgoing.protocol();
+        let mut first = BytesMut::new();
+        let found = if declared.is_opaque() {
+            Ok((Spoken::Opaque, None))
+        } else if declared.is_http() {
+            // Nobody who speaks HTTP waits for the server to begin.
+            detect(&mut stream, &mut first, mesh::serve::HEADER_TIMEOUT).await.map(|spoken| (spoken, None))
+        } else {
+            let patience = Patience { whole: self.detect_timeout, alone: SILENCE };
+            let dial = || -> Dialing<'_, Dialed, Facts> {
+                Box::pin(async {
+                    let facts = Facts::new(Arc::clone(&connection));
+                    let dialed = self.mesh.dial(outgoing.bytes().ok()?, &facts).await.ok()?;
+                    Some((dialed, facts))
+                })
+            };
+            detect_both(&mut stream, &mut first, patience, dial).await
+        };
+        let (spoken, early) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(%original, %error, "a connection broke before its first bytes");
+                return;
+            }
+        };
         if treatment(spoken, &first, outgoing.is_known()) == Treatment::Requests {
             let mesh = self.mesh.clone();
             // Lent, since a future lets go of what it holds when it has ended: the drain waits for it until the end.
@@ -126,22 +136,30 @@ impl Redirected {
             let io = Rewind::new(stream, first.freeze());
             return Box::pin(serve::http(io, spoken, connection, self.client, stop)).await;
         }
-        Box::pin(bytes(self.mesh, stream, first, outgoing, original, connection, self.detect_timeout)).await;
+        let caller = Caller { stream, first, original, connection };
+        Box::pin(bytes(self.mesh, caller, outgoing, early, self.detect_timeout)).await;
     }
 }
 
-/// Carries bytes to where they go. Does not wait for the client to begin.
-async fn bytes(
-    mesh: Mesh,
-    mut stream: TcpStream,
-    mut first: BytesMut,
-    outgoing: Outgoing,
+/// A connection that carries bytes.
+struct Caller {
+    stream: TcpStream,
+    /// What has been read of it.
+    first: BytesMut,
     original: SocketAddr,
     connection: Arc<Connection>,
+}
+
+/// Carries bytes to where they go, over the connection that was made early where there is one. Does not wait for the
+/// client to begin.
+async fn bytes(
+    mesh: Mesh,
+    caller: Caller,
+    outgoing: Outgoing,
+    early: Early<Dialed, Facts>,
     patience: Duration,
 ) {
-    let (facts, record) = mesh.connection_record(&connection);
-    let record = Arc::new(record);
+    let Caller { mut stream, mut first, original, connection } = caller;
     let mut target: Result<TcpTarget, Failure> = outgoing.bytes().cloned().map_err(Clone::clone);
     let mut by_name = false;
     if !outgoing.is_known()
@@ -155,9 +173,16 @@ async fn bytes(
         by_name = found.is_some();
         target = found.map_or_else(|| outgoing.encrypted().cloned().map_err(Clone::clone), Ok);
     }
-    let dialed = match &target {
-        Ok(target) => mesh.dial(target, &facts).await,
-        Err(failure) => {
+    let (early, facts) = match early.filter(|_| !by_name) {
+        Some((early, facts)) => (Some(early), facts),
+        None => (None, Facts::new(connection)),
+    };
+    let record = Arc::new(mesh.record_of(&facts));
+    let dialed = match (&target, early) {
+        // Made to where bytes go, which is where TLS of the application's own goes too, unless its name leads elsewhere.
+        (Ok(_), Some(early)) => Ok(early),
+        (Ok(target), None) => mesh.dial(target, &facts).await.map(|dialed| Rewind::new(dialed, Bytes::new())),
+        (Err(failure), _) => {
             mesh.note_black_hole(&facts);
             Err(failure.clone())
         }
@@ -179,7 +204,7 @@ async fn bytes(
     };
     let mut caller = Counted::new(Rewind::new(stream, first.freeze()), Arc::clone(&record));
     tokio::select! {
-        _ = relay(&mut caller, &mut upstream.io) => {}
+        _ = relay(&mut caller, &mut upstream) => {}
         () = refused => tracing::info!(%original, "a connection is ended: what the mesh does not know is closed now"),
     }
 }

@@ -1,8 +1,11 @@
 //! Connections whose bytes are not looked into, to a host of the mesh.
 
 use std::fmt;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use mesh_core::cluster::{Cluster, Endpoint, Gauge, InFlight, Outcome, Permit};
 use mesh_core::diagnostic::ResourceRef;
@@ -17,6 +20,7 @@ use mesh_route::table::DEFAULT_PORT;
 use mesh_telemetry::ConnectionRecord;
 use mesh_tls::alpn::MeshAlpn;
 use mesh_tls::{ConnectTo, MaybeTls};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tower_service::Service;
@@ -227,8 +231,46 @@ impl Mesh {
     /// The record of a connection whose bytes are carried: metrics while it is open, a log line at its end.
     pub fn connection_record(&self, connection: &Arc<Connection>) -> (Facts, ConnectionRecord) {
         let facts = Facts::new(Arc::clone(connection));
-        let record = ConnectionRecord::new(self.0.metrics.recorder(), self.0.access_log.clone(), &facts);
+        let record = self.record_of(&facts);
         (facts, record)
+    }
+
+    /// The same, of a connection that has facts already: those with which it was [dialed](Self::dial) before it was
+    /// clear that it would be one of bytes.
+    pub fn record_of(&self, facts: &Facts) -> ConnectionRecord {
+        ConnectionRecord::new(self.0.metrics.recorder(), self.0.access_log.clone(), facts)
+    }
+}
+
+impl AsyncRead for Dialed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Dialed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

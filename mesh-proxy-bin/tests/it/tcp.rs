@@ -1,5 +1,9 @@
 //! Protocols that are none of HTTP: bytes through two sidecars with mTLS, policy by account, metrics.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_test::backend::Backend;
 use mesh_test::client::connect_tunnel;
 use mesh_test::ports;
 use mesh_test::sidecar::Sidecar;
@@ -11,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::stage::Stage;
 
 const DB: &str = "db:9000";
+const LONG: Duration = Duration::from_secs(20);
 
 /// A sidecar in front of `app`, on a port declared TCP, for the account `db`, with STRICT mTLS.
 async fn database(stage: &Stage, app: &EchoServer) -> Sidecar {
@@ -117,12 +122,8 @@ async fn a_policy_refuses_another_account_and_closes_what_is_open() {
     .await;
 }
 
-/// A port that says nothing about its protocol, and a server that speaks first: after the time for
-/// detection its greeting comes through.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_speaks_first_is_detected() {
-    let stage = Stage::new();
-    let app = EchoServer::banner("220 hello\r\n").await;
+/// Sidecars of an application on a port that says nothing about its protocol, which wait that long for a first byte.
+async fn undeclared(stage: &Stage, app: SocketAddr, detect: &str) -> (Sidecar, Sidecar, SocketAddr) {
     let inbound = ports::free_addr();
     let service = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: db, namespace: default}}\n\
@@ -132,9 +133,63 @@ async fn a_server_that_speaks_first_is_detected() {
     stage.dir.write("db.yaml", service);
     let workload = Workload::new("db-1", "default", "db", inbound).ports(&[]).account("db").sidecar();
     stage.dir.write("db-1.yaml", workload.to_string());
-    let quick = ("--detect-timeout", "300ms");
-    let _db = stage.spec("db-1").inbound(inbound, app.addr()).flag(quick.0, quick.1).start().await;
-    let web = stage.spec("web").outbound().flag(quick.0, quick.1).start().await;
+    let flag = "--detect-timeout";
+    let db = stage.spec("db-1").inbound(inbound, app).flag(flag, detect).start().await;
+    let web = stage.spec("web").outbound().flag(flag, detect).start().await;
+    (db, web, inbound)
+}
+
+/// Longer than any test takes.
+const NEVER: &str = "3600s";
+
+/// Between sidecars the client does not wait for the time of detection to be over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_speaks_first_is_heard_at_once() {
+    let stage = Stage::new();
+    let app = EchoServer::banner("220 hello\r\n").await;
+    let (db, web, _) = undeclared(&stage, app.addr(), NEVER).await;
+    for _ in 0..3 {
+        let mut stream = connect_tunnel(web.outbound(), DB).await.unwrap();
+        let mut greeting = [0; 11];
+        let heard = tokio::time::timeout(LONG, stream.read_exact(&mut greeting)).await;
+        heard.expect("heard at once").unwrap();
+        assert_eq!(&greeting, b"220 hello\r\n");
+        assert_eq!(round_trip(&mut stream, b"ping").await.unwrap(), b"ping");
+    }
+    // One connection each, counted once.
+    assert_eq!(app.accepted(), 3);
+    let mutual = ["reporter=\"destination\"", "connection_security_policy=\"mutual_tls\""];
+    for (sidecar, labels) in [(&web, &["reporter=\"source\""][..]), (&db, &mutual[..])] {
+        assert_eq!(sidecar.metric("istio_tcp_connections_opened_total", labels).await, 3.0);
+    }
+}
+
+/// Who hesitates and then speaks HTTP is understood: what was opened meanwhile in case that the server speaks first
+/// is no connection of theirs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_hesitates_speaks_http_all_the_same() {
+    let stage = Stage::new();
+    let app = Backend::bind("db", ports::free_addr()).await;
+    let (db, web, _) = undeclared(&stage, app.addr(), NEVER).await;
+    let mut stream = connect_tunnel(web.outbound(), DB).await.unwrap();
+    until_secs(20, "a connection on which the server could speak", async || app.accepted_connections() == 1)
+        .await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: db:9000\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(LONG, stream.read_to_string(&mut answer)).await.expect("answered").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    for (sidecar, reporter) in [(&web, "reporter=\"source\""), (&db, "reporter=\"destination\"")] {
+        assert_eq!(sidecar.metric("istio_requests_total", &[reporter]).await, 1.0);
+    }
+    assert_eq!(web.metric("istio_tcp_connections_opened_total", &[]).await, 0.0);
+}
+
+/// A client without a sidecar, in plaintext, hears a server that speaks first after the time for detection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_speaks_first_is_detected() {
+    let stage = Stage::new();
+    let app = EchoServer::banner("220 hello\r\n").await;
+    let (_db, web, inbound) = undeclared(&stage, app.addr(), "300ms").await;
 
     let mut stream = connect_tunnel(web.outbound(), DB).await.unwrap();
     let mut greeting = [0; 11];
@@ -142,7 +197,6 @@ async fn a_server_that_speaks_first_is_detected() {
     assert_eq!(&greeting, b"220 hello\r\n");
     assert_eq!(round_trip(&mut stream, b"ping").await.unwrap(), b"ping");
 
-    // Without a sidecar in front of the caller, in plaintext.
     let mut plain = mesh_test::client::connect(inbound).await.unwrap();
     plain.read_exact(&mut greeting).await.unwrap();
     assert_eq!(round_trip(&mut plain, b"ping").await.unwrap(), b"ping");
