@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Redirect the traffic of this network (a pod's) to the sidecar in it; needs NET_ADMIN
     Init(Box<InitArgs>),
+    /// Return when the sidecar of this pod is ready: its `postStart` hook, so that nothing starts before it is
+    Wait(WaitArgs),
     /// Show a small mesh at work on this machine: mTLS, a canary, a refusal
     Demo(DemoArgs),
 }
@@ -180,6 +182,22 @@ pub(crate) struct InitArgs {
     /// Print the rules and change nothing; needs no right
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// `mesh-proxy wait`
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// Where the sidecar listens for /healthz/ready
+    #[arg(long, value_name = "ADDR", env = "MESH_HEALTH", default_value = "[::]:15021")]
+    pub(crate) health: SocketAddr,
+
+    /// How long to wait before failing; a pod that is deleted meanwhile ends so much later
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+
+    /// Where to write what is missing then, if that file is there
+    #[arg(long, value_name = "FILE", default_value = "/dev/termination-log")]
+    pub(crate) message: Option<PathBuf>,
 }
 
 /// `mesh-proxy demo`

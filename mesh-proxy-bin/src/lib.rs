@@ -28,21 +28,25 @@ mod relay;
 mod run;
 mod serve;
 mod status;
+mod wait;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::time::Instant;
 
 use args::{Cli, Command};
 
 /// Does what a command line asks for, the program's name being its first word. Ends the process when the
 /// command line is wrong, or asks for help.
 pub fn main(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let begun = Instant::now();
     let result = match Cli::parse_from(command_line).command {
-        Command::Run(args) => run::run(*args),
+        Command::Run(args) => run::run(*args, begun),
         Command::Check(args) => check::run(&args),
         Command::Init(args) => init::run(&args),
+        Command::Wait(args) => wait::run(&args),
         Command::Demo(args) => demo(args),
     };
     result.unwrap_or_else(|error| {

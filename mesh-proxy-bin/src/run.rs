@@ -11,6 +11,7 @@ use mesh::{AccessLogTo, Driver, IdentitySource, LogFormat, Mesh};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::admin::Admin;
 use crate::args::{self, RunArgs};
@@ -32,8 +33,8 @@ struct Sockets {
     redirected: Option<Redirections>,
 }
 
-/// Runs until SIGTERM or SIGINT.
-pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+/// Runs until SIGTERM or SIGINT. The process has been running since `begun`.
+pub(crate) fn run(args: RunArgs, begun: Instant) -> anyhow::Result<ExitCode> {
     let log = logging::start(&args.log)?;
     ensure!(
         args.inbound.is_some() || args.outbound.is_some() || args.pod.transparent,
@@ -72,7 +73,9 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         let mesh_ready = mesh.clone();
         tokio::spawn(async move {
             mesh_ready.readiness().ready().await;
-            tracing::info!("ready");
+            let took = begun.elapsed();
+            mesh_ready.note_startup(took);
+            tracing::info!(?took, "ready");
         });
         let quit = Arc::new(Notify::new());
         if let Some(pod) = pod {

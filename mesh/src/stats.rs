@@ -1,9 +1,9 @@
 //! The mesh's own metrics: certificates, configuration, clusters, refused connections.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_core::cluster::{Cluster, Gauge};
 use mesh_core::diagnostic::Effect;
@@ -26,6 +26,7 @@ type Reason = [(&'static str, &'static str); 1];
 pub(crate) struct OwnMetrics {
     refused: Family<Reason, Counter>,
     mismatch: Arc<AtomicU64>,
+    startup: Arc<OnceLock<Duration>>,
 }
 
 impl OwnMetrics {
@@ -56,6 +57,11 @@ impl Mesh {
             }
         });
         inner.metrics.with_registry(|registry| inner.access_log.register(registry));
+    }
+
+    /// Tells metrics how long the process took until it was [ready](Self::readiness) for the first time.
+    pub fn note_startup(&self, took: Duration) {
+        let _ = self.0.own_metrics.startup.set(took);
     }
 
     /// Logs and counts that the certificate names somebody else than the configuration, as long as it does.
@@ -93,6 +99,10 @@ impl Collector for State {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(mesh) = self.0.upgrade() else { return Ok(()) };
         let e = &mut encoder;
+        if let Some(took) = mesh.own_metrics.startup.get() {
+            let help = "The time from the start of the process until it was ready.";
+            gauge(e, "istio_agent_startup_duration_seconds", help, took.as_secs_f64())?;
+        }
         let credentials = mesh.credentials.load();
         let seconds = |t: SystemTime| t.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         if let Some(until) = credentials.not_after() {
@@ -217,5 +227,10 @@ mod tests {
         assert!(text.contains("mesh_cluster_requests{cluster=\"_overflow\"} 0"), "{text}");
         assert!(text.contains("# TYPE mesh_cluster_overflows_total counter"));
         assert!(text.contains("mesh_config_applied_total 1"));
+        // Not told before it is known.
+        assert!(!text.contains("startup"));
+        mesh.note_startup(Duration::from_millis(125));
+        let text = mesh.metrics().encode(Exposition::Classic);
+        assert!(text.contains("\nistio_agent_startup_duration_seconds 0.125\n"), "{text}");
     }
 }

@@ -21,7 +21,7 @@ const STATE_DIR: &str = "/var/lib/mesh";
 /// The most that the state may take of the pod's memory.
 const STATE_LIMIT: &str = "64Mi";
 
-/// How often and how long the start is waited for: every second, ten minutes.
+/// How often and how long the start is waited for by a probe: every second, ten minutes.
 const STARTUP_PERIOD: u32 = 1;
 const STARTUP_FAILURES: u32 = 600;
 /// As Istio asks whether a sidecar is still ready.
@@ -87,14 +87,6 @@ pub(super) fn sidecar(
     if let Some(metrics) = app_metrics {
         env.push(text("MESH_APP_METRICS", &literal(&metrics)));
     }
-    let ready = |period: u32, failures: u32| {
-        json!({
-            "httpGet": {"path": "/healthz/ready", "port": READY_PORT},
-            "periodSeconds": period,
-            "failureThreshold": failures,
-            "timeoutSeconds": PROBE_TIMEOUT,
-        })
-    };
     // The last name is the one for which Istio's monitors of Prometheus look.
     let ports = [("mesh-status", STATUS_PORT), ("mesh-ready", READY_PORT), ("http-envoy-prom", METRICS_PORT)]
         .map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"}));
@@ -106,7 +98,6 @@ pub(super) fn sidecar(
         "args": ["run"],
         "env": env,
         "ports": ports,
-        "startupProbe": ready(STARTUP_PERIOD, STARTUP_FAILURES),
         "readinessProbe": ready(READINESS_PERIOD, READINESS_FAILURES),
         "resources": resources(&wishes.resources),
         "securityContext": {
@@ -127,6 +118,33 @@ pub(super) fn sidecar(
     });
     pull_policy(&mut container, settings);
     container
+}
+
+/// Holds what comes after the sidecar up until that is ready. A hook does it at once; a probe, which the kubelet
+/// asks once a second, has to do where the pod has a `postStart` hook of its own for the sidecar.
+pub(super) fn hold_up(sidecar: &mut Value) {
+    let Some(sidecar) = sidecar.as_object_mut() else { return };
+    let lifecycle = sidecar.entry("lifecycle").or_insert_with(|| json!({}));
+    if lifecycle.is_null() {
+        *lifecycle = json!({});
+    }
+    match lifecycle.as_object_mut() {
+        Some(hooks) if hooks.get("postStart").is_none_or(Value::is_null) => {
+            hooks.insert("postStart".into(), json!({"exec": {"command": ["mesh-proxy", "wait"]}}));
+        }
+        _ => {
+            sidecar.insert("startupProbe".into(), ready(STARTUP_PERIOD, STARTUP_FAILURES));
+        }
+    }
+}
+
+fn ready(period: u32, failures: u32) -> Value {
+    json!({
+        "httpGet": {"path": "/healthz/ready", "port": READY_PORT},
+        "periodSeconds": period,
+        "failureThreshold": failures,
+        "timeoutSeconds": PROBE_TIMEOUT,
+    })
 }
 
 /// The sidecar's volumes. Its state is memory: a key leaves the process, never the pod.

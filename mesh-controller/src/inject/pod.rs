@@ -74,6 +74,7 @@ pub(super) fn with_sidecar(
     if let Some(own) = own_ones {
         merge::lay_over(&mut sidecar, own)?;
     }
+    container::hold_up(&mut sidecar);
     let spec = view::object(root, "spec", "spec")?;
     // First of all: what comes after them finds the network as it will be.
     let first = [container::init(settings, &wishes, &arguments), sidecar];

@@ -175,7 +175,8 @@ fn the_sidecar_has_no_privilege_and_the_init_container_has_one() {
     assert_eq!(list[0]["securityContext"], init);
     // A native sidecar: it keeps running, and what follows waits for it.
     assert_eq!(list[1]["restartPolicy"], "Always");
-    assert_eq!(list[1]["startupProbe"]["httpGet"], json!({"path": "/healthz/ready", "port": 15021}));
+    assert_eq!(list[1]["lifecycle"], json!({"postStart": {"exec": {"command": ["mesh-proxy", "wait"]}}}));
+    assert!(list[1].get("startupProbe").is_none());
     assert!(list[0].get("restartPolicy").is_none());
     let state = json!({"name": "mesh-state", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}});
     assert!(pod["spec"]["volumes"].as_array().unwrap().contains(&state));
@@ -302,6 +303,27 @@ fn a_container_with_the_sidecars_name_is_laid_over_it() {
     let with_image =
         json!({"spec": {"containers": [{"name": "app"}, {"name": "mesh-proxy", "image": "mine:2"}]}});
     assert_eq!(sidecar(&injected(&with_image).unwrap().pod)["image"], "mine:2");
+}
+
+/// What comes after the sidecar starts when that is ready, whatever hooks the pod has for it.
+#[test]
+fn something_holds_up_what_comes_after_the_sidecar() {
+    let ours = json!({"exec": {"command": ["mesh-proxy", "wait"]}});
+    let sleep = json!({"sleep": {"seconds": 1}});
+    let with = |lifecycle: Value| {
+        let own = json!({"name": "mesh-proxy", "image": "auto", "lifecycle": lifecycle});
+        let pod = json!({"spec": {"containers": [{"name": "app"}, own]}});
+        sidecar(&injected(&pod).unwrap().pod).clone()
+    };
+    for lifecycle in [json!({"preStop": sleep}), json!({"preStop": sleep, "postStart": null})] {
+        let sidecar = with(lifecycle);
+        assert_eq!(sidecar["lifecycle"], json!({"preStop": sleep, "postStart": ours}));
+        assert!(sidecar.get("startupProbe").is_none());
+    }
+    assert_eq!(with(Value::Null)["lifecycle"], json!({"postStart": ours}));
+    let sidecar = with(json!({"postStart": sleep}));
+    assert_eq!(sidecar["lifecycle"], json!({"postStart": sleep}));
+    assert_eq!(sidecar["startupProbe"]["httpGet"], json!({"path": "/healthz/ready", "port": 15021}));
 }
 
 #[test]
