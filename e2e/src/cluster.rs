@@ -101,6 +101,8 @@ async fn for_each_process(program: &str, setting: &str, script: &str) -> String 
     let script = format!(
         "for p in /proc/[0-9]*; do
            [ \"$(cat $p/comm 2>/dev/null)\" = {program} ] || continue
+           # The hook of a sidecar that has just been started is none.
+           ! grep -qzx wait $p/cmdline || continue
            tr '\\0' '\\n' <$p/environ 2>/dev/null | grep -qx '{setting}' || continue
            {script}
          done"
@@ -110,16 +112,35 @@ async fn for_each_process(program: &str, setting: &str, script: &str) -> String 
     run(command, "").await.unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// The resident memory of a workload's sidecar in KiB, as the node's kernel counts it. `workload` is
-/// `NAMESPACE/POD`.
+/// A sidecar's process, as the node's kernel shows it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sidecar {
+    /// Its resident memory in KiB.
+    pub resident_kib: u64,
+    /// When it was started, in seconds since 1970; to a hundredth of a second. The container's runtime makes the
+    /// process, and lets it become the sidecar a little later.
+    pub started: f64,
+}
+
+/// The process of a workload's sidecar. `workload` is `NAMESPACE/POD`.
 ///
 /// # Panics
 /// When there is no such sidecar.
-pub async fn resident_kib(workload: &str) -> u64 {
-    let setting = format!("MESH_WORKLOAD={workload}");
-    let script = "sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' $p/status";
-    let text = for_each_process("mesh-proxy", &setting, script).await;
-    text.trim().parse().unwrap_or_else(|_| panic!("no sidecar of {workload}: {text:?}"))
+pub async fn sidecar(workload: &str) -> Sidecar {
+    // Of /proc/PID/stat the 22nd: when it was started, in ticks since the machine was. The name before it has no spaces.
+    let script = "sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' $p/status
+           echo $(cut -d' ' -f22 $p/stat) $(getconf CLK_TCK) $(cut -d' ' -f1 /proc/uptime) $(date +%s.%N)";
+    let text = for_each_process("mesh-proxy", &format!("MESH_WORKLOAD={workload}"), script).await;
+    read_sidecar(&text).unwrap_or_else(|| panic!("no sidecar of {workload}: {text:?}"))
+}
+
+fn read_sidecar(text: &str) -> Option<Sidecar> {
+    let mut words = text.split_whitespace();
+    let resident_kib = words.next()?.parse().ok()?;
+    let mut number = || words.next()?.parse::<f64>().ok();
+    let (ticks, a_second, uptime, now) = (number()?, number()?, number()?, number()?);
+    // Two processes would be two sidecars.
+    words.next().is_none().then_some(Sidecar { resident_kib, started: now - uptime + ticks / a_second })
 }
 
 /// Kills (SIGKILL) the one process of the node that runs `program` with `setting` (`NAME=VALUE`) in its environment, as
@@ -141,5 +162,20 @@ pub async fn restored(test: impl Future<Output = ()>, restore: impl Future<Outpu
     restore.await;
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sidecar_is_read_from_what_the_kernel_tells() {
+        // Started 1050 s after the machine, which was 10 s before 1000.
+        let read = read_sidecar("1234\n105000 100 1060.00 1000.25\n").unwrap();
+        assert_eq!(read, Sidecar { resident_kib: 1234, started: 990.25 });
+        for wrong in ["", "1234\n105000 100 1060.00\n", "1 2 3 4 5\n1 2 3 4 5\n"] {
+            assert_eq!(read_sidecar(wrong), None, "{wrong:?}");
+        }
     }
 }

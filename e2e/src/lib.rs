@@ -18,10 +18,12 @@
 #![expect(clippy::panic, reason = "a helper that cannot go on ends the test with its reason")]
 
 mod app;
+mod capture;
 mod cluster;
 mod namespace;
 pub mod yaml;
 
 pub use app::{App, Outcome, Report, TcpOutcome};
-pub use cluster::{SYSTEM, client, component, helm, installed, kill, kubectl, resident_kib, restored};
+pub use capture::{Capture, Seen, Segment, tls13_only};
+pub use cluster::{SYSTEM, Sidecar, client, component, helm, installed, kill, kubectl, restored, sidecar};
 pub use namespace::{Namespace, in_namespace};

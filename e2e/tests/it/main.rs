@@ -5,3 +5,5 @@ mod chart;
 mod memory;
 mod mesh;
 mod plain;
+mod start;
+mod wire;

@@ -3,22 +3,15 @@
 use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, PostParams};
-use mesh_e2e::{App, Namespace, in_namespace, resident_kib, yaml};
+use mesh_e2e::{Namespace, in_namespace, sidecar, yaml};
 use mesh_test::wait;
 use serde_json::json;
 
-use crate::mesh::{INJECTED, metrics};
+use crate::mesh::{INJECTED, metric};
 
 const SERVICES: usize = 1000;
 /// Of a sidecar that calls three services, in KiB.
 const MOST: u64 = 15 * 1024;
-
-/// A counter of the sidecar's.
-async fn counter(app: &App, name: &str) -> u64 {
-    let text = metrics(app).await.unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with(name));
-    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_default()
-}
 
 #[tokio::test]
 #[ignore = "needs a cluster"]
@@ -50,11 +43,12 @@ async fn a_sidecar_holds_what_it_calls() {
             wait::until_secs(20, "an answer", async || web.get(&url).await.status == Some(200)).await;
         }
         let workload = format!("{}/{}", namespace.name(), web.pod());
-        let (three, before) = (resident_kib(&workload).await, counter(&web, "mesh_control_plane_resources_total").await);
+        let name = "mesh_control_plane_resources_total";
+        let (three, before) = (sidecar(&workload).await.resident_kib, metric(&web, name).await);
         let fourth = web.get("http://d:9080/").await;
         assert_eq!(fourth.status, Some(200), "{fourth:?}");
         let again = web.get("http://d:9080/").await;
-        let sent = counter(&web, "mesh_control_plane_resources_total").await - before;
+        let sent = (metric(&web, name).await - before) as u64;
         println!(
             "{SERVICES} services: a sidecar that calls three holds {three} KiB; the first call to a fourth takes \
              {:.1} ms ({sent} resources sent), the second {:.1} ms",
