@@ -259,6 +259,44 @@ mod tests {
         drop(driver);
     }
 
+    /// The program finds what it expects of hyper, whatever came before on the connection.
+    #[tokio::test]
+    async fn an_upgrade_is_handed_over_to_the_program() {
+        let (mesh, _driver) = Mesh::builder().build().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let app = tower::service_fn(|mut request: Request<ServedBody>| async move {
+            if request.uri().path() != "/ws" {
+                return Ok::<_, Infallible>(Response::new(Body::from("no")));
+            }
+            let upgrade = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
+                let mut first = [0; 5];
+                io.read_exact(&mut first).await.unwrap();
+                io.write_all(&first).await.unwrap();
+            });
+            let response =
+                Response::builder().status(101).header("upgrade", "x").header("connection", "upgrade");
+            Ok(response.body(Body::empty()).unwrap())
+        });
+        tokio::spawn(async move { mesh.serve(listener, app, std::future::pending()).await });
+
+        let asks = "HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+        let plain = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for (path, end) in [("/ws", "hello"), ("/other", "connection: close\r\n")] {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            // All at once: what is behind a request that is not upgraded is not read any more.
+            stream.write_all(format!("{plain}GET {path} {asks}hello").as_bytes()).await.unwrap();
+            let mut all = String::new();
+            stream.read_to_string(&mut all).await.unwrap();
+            assert!(all.starts_with("HTTP/1.1 200 OK\r\n"), "{all}");
+            assert!(all.contains(end), "{all}");
+            assert_eq!(all.matches("HTTP/1.1 101").count(), usize::from(path == "/ws"), "{all}");
+            assert_eq!(all.matches("HTTP/1.1").count(), 2, "{all}");
+        }
+    }
+
     /// Two embedding programs: the wire is ours, and the program sees HTTP/1.1.
     #[tokio::test]
     async fn carried_requests_are_http1_to_the_program() {

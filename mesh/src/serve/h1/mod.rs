@@ -22,17 +22,17 @@
 mod answer;
 mod date;
 mod spare;
+mod stop;
 #[cfg(test)]
 mod tests;
 mod wire;
 
 use std::fmt;
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -50,6 +50,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use answer::{Asked, Plan, Size, Unwritable};
+use stop::{Phase, Stop};
 use wire::{Reading, RequestBody, Shared, Wire, Writer, lock};
 
 /// How much of a body that nobody reads is read all the same, in bytes, so that its connection can go on, or the answer
@@ -119,13 +120,6 @@ fn left() -> Error {
     Error::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "the caller left before its answer"))
 }
 
-/// Stop has not come.
-const SERVING: u8 = 0;
-/// It has; idle connections are kept.
-const STOPPING: u8 = 1;
-/// Nothing new is waited for.
-const STOPPED: u8 = 2;
-
 /// Serves HTTP/1.1 on `io` until the caller leaves or `stop` has returned: calls `service` for each request, one after
 /// the other. See the [module](self).
 ///
@@ -150,25 +144,18 @@ where
     let wire = Arc::new(Mutex::new(Wire::new(io)));
     // The socket ends with this future, whoever has a body that reads from it.
     let _end = End(&wire);
-    let phase = AtomicU8::new(SERVING);
-    let mut stop = pin!(async {
-        stop.await;
-        phase.store(STOPPING, Ordering::Relaxed);
-        if !settings.linger.is_zero() {
-            sleep(settings.linger).await;
-        }
-        phase.store(STOPPED, Ordering::Relaxed);
-        pending::<()>().await;
-    });
-    let mut idle = Idle { timer: None };
+    let stop = pin!(stop);
+    let mut stop = Stop::new(stop, settings.linger);
+    let mut idle = Idle { timer: None, known: None };
     loop {
-        let head = match idle.next(&wire, settings, stop.as_mut(), &phase).await {
-            Ok(Some(Next::Request(head))) => head,
-            Ok(Some(Next::Upgrade(all))) => {
+        let mut head = None;
+        match idle.next(&wire, settings, &mut stop, &mut head).await {
+            Ok(Next::Request) => {}
+            Ok(Next::Upgrade(all)) => {
                 let io = lock(&wire).io.take();
                 return Ok(io.map_or(Ended::Done, |io| Ended::Upgrade(Rewind::new(io, all))));
             }
-            Ok(None) => {
+            Ok(Next::Nothing) => {
                 farewell(&wire, false).await;
                 return Ok(Ended::Done);
             }
@@ -178,7 +165,8 @@ where
                 }
                 return Err(error);
             }
-        };
+        }
+        let Some(head) = head else { continue };
         let asked = Asked::of(&head);
         let answered = {
             let mut answering = pin!(service(request(head, &wire)));
@@ -190,13 +178,13 @@ where
             })
             .await?
         };
-        let unsure = poll_fn(|cx| {
-            // What stops is known by now, or is not for this answer.
-            let _ = stop.as_mut().poll(cx);
-            lock(&wire).poll_answer(cx)
+        let (unsure, phase) = poll_fn(|cx| {
+            let unsure = lock(&wire).poll_answer(cx)?;
+            // What is asked for later is not for this answer.
+            unsure.map(|unsure| Ok::<_, Error>((unsure, stop.poll(cx))))
         })
         .await?;
-        let closing = unsure || phase.load(Ordering::Relaxed) != SERVING;
+        let closing = unsure || phase != Phase::Serving;
         let (last, headers) = respond(&wire, settings, asked, answered, closing).await?;
         spare::give(headers);
         if last || !read_out(&wire).await {
@@ -218,34 +206,42 @@ impl<I> Drop for End<'_, I> {
 
 /// What came on an idle connection.
 enum Next {
-    Request(RequestHead),
-    /// All bytes from the request on.
+    /// A request, whose head is where it was wanted.
+    Request,
+    /// All bytes from a request on that asks for another protocol.
     Upgrade(Bytes),
+    Nothing,
 }
 
-/// What a connection keeps from one request to the next.
+/// The timer of a connection.
 struct Idle {
     timer: Option<Pin<Box<Sleep>>>,
+    /// Whom it wakes.
+    known: Option<Waker>,
 }
 
 impl Idle {
-    /// Waits for the head of a request; `None` when there is none to come.
-    async fn next<I: AsyncRead + AsyncWrite + Unpin>(
+    /// Waits for the head of a request, which goes to `head`: written there once, since it is large.
+    async fn next<I, F>(
         &mut self,
         wire: &Mutex<Wire<I>>,
         settings: &Settings,
-        mut stop: Pin<&mut impl Future<Output = ()>>,
-        phase: &AtomicU8,
-    ) -> Result<Option<Next>, Error> {
+        stop: &mut Stop<'_, F>,
+        head: &mut Option<RequestHead>,
+    ) -> Result<Next, Error>
+    where
+        I: AsyncRead + AsyncWrite + Unpin,
+        F: Future<Output = ()>,
+    {
         let mut until = None;
         poll_fn(|cx| {
             let mut wire = lock(wire);
             loop {
-                if let Some(next) = look(&mut wire, settings)? {
-                    return Poll::Ready(Ok(Some(next)));
+                if let Some(next) = look(&mut wire, settings, head)? {
+                    return Poll::Ready(Ok(next));
                 }
                 match wire.poll_more(cx)? {
-                    Poll::Ready(0) if wire.inbox.is_empty() => return Poll::Ready(Ok(None)),
+                    Poll::Ready(0) if wire.inbox.is_empty() => return Poll::Ready(Ok(Next::Nothing)),
                     Poll::Ready(0) => {
                         // Perhaps it never was one: who sends that gets the same answer however it comes.
                         let rest = wire.inbox.take();
@@ -256,11 +252,11 @@ impl Idle {
                     Poll::Pending => break,
                 }
             }
-            let _ = stop.as_mut().poll(cx);
+            let phase = stop.poll(cx);
             if wire.inbox.is_empty() {
                 wire.inbox.settle();
-                if phase.load(Ordering::Relaxed) == STOPPED {
-                    return Poll::Ready(Ok(None));
+                if phase == Phase::Over {
+                    return Poll::Ready(Ok(Next::Nothing));
                 }
             }
             let until = *until.get_or_insert_with(|| Instant::now() + settings.head_timeout);
@@ -275,37 +271,56 @@ impl Idle {
     /// Ready at `until`. The timer may be an older one, which has fired too early when it does.
     fn poll_late(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        let known = self.known.as_ref().is_some_and(|known| known.will_wake(cx.waker()));
+        if known && !timer.is_elapsed() {
+            return Poll::Pending;
+        }
         while timer.as_mut().poll(cx).is_ready() {
             if timer.deadline() >= until {
                 return Poll::Ready(());
             }
             timer.as_mut().reset(until);
         }
+        if !known {
+            self.known = Some(cx.waker().clone());
+        }
         Poll::Pending
     }
 }
 
 /// Whether a head has come to its end.
-fn look<I>(wire: &mut Wire<I>, settings: &Settings) -> Result<Option<Next>, Error>
+fn look<I>(
+    wire: &mut Wire<I>,
+    settings: &Settings,
+    head: &mut Option<RequestHead>,
+) -> Result<Option<Next>, Error>
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let found = wire.inbox.head(|bytes| {
         Ok::<_, Malformed>(match parse_request(bytes, settings.max_head, &mut spare::take())? {
             ParsedRequest::Partial => None,
-            ParsedRequest::Head(head, _) if head.upgrade => Some((Next::Upgrade(bytes.clone()), bytes.len())),
-            ParsedRequest::Head(head, taken) => Some((Next::Request(head), taken)),
+            ParsedRequest::Head(parsed, taken) => {
+                let upgrade = parsed.upgrade;
+                *head = Some(parsed);
+                let all = upgrade.then(|| bytes.clone());
+                // Another reader begins with it.
+                let taken = if upgrade { bytes.len() } else { taken };
+                Some((all.map_or(Next::Request, Next::Upgrade), taken))
+            }
         })
     });
     match found {
-        Ok(Some(Next::Request(head))) => {
-            wire.begin(head.framing, head.expects);
-            Ok(Some(Next::Request(head)))
+        Ok(Some(next)) => {
+            if let (Next::Request, Some(head)) = (&next, head) {
+                wire.begin(head.framing, head.expects);
+            }
+            Ok(Some(next))
         }
         Ok(None) if wire.inbox.head_len() > settings.max_head => {
             Err(Error::Malformed(Malformed::HEAD_TOO_LARGE))
         }
-        Ok(next) => Ok(next),
+        Ok(None) => Ok(None),
         Err(why) => Err(Error::Malformed(why)),
     }
 }
