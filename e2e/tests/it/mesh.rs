@@ -252,7 +252,7 @@ async fn an_invalid_resource_that_got_past_the_webhook_is_told_in_its_status_and
         })
         .await;
         println!("{:?}", condition(&namespace, "reviews").await);
-        wait::until_secs(20, "some more calls", async || web.load("l").await.total > 500).await;
+        wait::until_secs(60, "some more calls", async || web.load("l").await.total > 200).await;
         let all = web.stop_load("l").await;
         all.assert_clean();
         assert_eq!(all.of("reviews-v1"), 0, "{all:?}");
