@@ -295,7 +295,7 @@ async fn away_for_a_minute_of_certificates_of_two_nothing_fails() {
         })
         .await;
     };
-    restored(short, async {
+    restored(Box::pin(short), async {
         let back = ["rollback", "tower-mesh", &revision, "--wait", "--timeout", "2m"];
         helm(&[&back[..], &release].concat()).await.unwrap();
         give_back().await;
