@@ -74,7 +74,8 @@ impl Outbound {
         };
         let connection =
             Connection::builder().direction(Direction::Outbound).peer_addr(peer).local_addr(local).build();
-        self.http(Rewind::new(stream, first.freeze()), spoken, connection).await;
+        // Boxed: who has not spoken yet takes no room for a request.
+        Box::pin(self.http(Rewind::new(stream, first.freeze()), spoken, connection)).await;
     }
 
     async fn http<I>(self, io: I, spoken: Spoken, connection: Arc<Connection>)

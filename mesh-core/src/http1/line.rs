@@ -20,6 +20,13 @@ pub fn lists(value: &HeaderValue, token: &str) -> bool {
     value.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
+/// Whether an `Upgrade` asks for any protocol but HTTP/2 in plaintext. That way to HTTP/2 is no more (RFC 9113, section
+/// 3.1), and who offers it still, as Java's client does with a connection's first request, is served over HTTP/1.1.
+pub fn asks_for_another(upgrade: &HeaderValue) -> bool {
+    let names = upgrade.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    names.into_iter().any(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"h2c"))
+}
+
 /// Writes a line with its end.
 pub fn write(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.reserve(name.len() + value.len() + 4);

@@ -13,7 +13,7 @@
 //!
 //! let read = |head: &'static str| parse_request(&Bytes::from_static(head.as_bytes()), 1024, &mut HeaderMap::new());
 //! let text = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok";
-//! let ParsedRequest::Head(head, 46) = read(text).unwrap() else { panic!() };
+//! let ParsedRequest::Head(head, 47) = read(text).unwrap() else { panic!() };
 //! assert_eq!((head.framing, head.keep_alive), (Framing::Length(2), true));
 //!
 //! // Is it five bytes, or what the chunks say?

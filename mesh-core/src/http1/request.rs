@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 
-use super::line::{lists, number};
+use super::line::{asks_for_another, lists, number};
 use super::{Framing, MAX_HEADERS, Malformed};
 
 /// The head of a request.
@@ -26,7 +26,7 @@ pub struct RequestHead {
     pub keep_alive: bool,
     /// The caller waits to hear that it should send the body (`Expect: 100-continue`), and there is one.
     pub expects: bool,
-    /// The caller asks for another protocol on this connection (`Upgrade`, or CONNECT).
+    /// The caller asks for another protocol on this connection: by CONNECT, or an `Upgrade` to any but HTTP/2.
     pub upgrade: bool,
     /// The caller takes trailers (`TE: trailers`).
     pub trailers: bool,
@@ -115,7 +115,7 @@ struct Seen {
     close: bool,
     keep_alive: bool,
     expects: bool,
-    /// There is an `Upgrade`.
+    /// There is an `Upgrade` to another protocol than HTTP.
     upgrade: bool,
     /// `Connection` says that it is meant.
     upgrades: bool,
@@ -147,7 +147,7 @@ impl Seen {
                 self.upgrades |= lists(value, "upgrade");
             }
             EXPECT => self.expects = value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
-            UPGRADE => self.upgrade = true,
+            UPGRADE => self.upgrade |= asks_for_another(value),
             TE => {
                 let mut codings = value.as_bytes().split(|b| *b == b',');
                 self.trailers |= codings.any(|coding| {

@@ -5,6 +5,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use mesh_core::cluster::ClusterKey;
 use mesh_core::failure::{Failure, FailureCode};
+use mesh_core::http1::line;
 use mesh_core::protocol::Protocol;
 
 use super::connect::HttpVersion;
@@ -28,7 +29,7 @@ pub(super) fn wanted(protocol: Protocol, version: Version, upgrade: bool) -> Htt
 
 /// Whether the caller asks for another protocol on this connection.
 pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(UPGRADE) && lists(headers, "upgrade")
+    headers.get_all(UPGRADE).iter().any(line::asks_for_another) && lists(headers, "upgrade")
 }
 
 /// Gives the request the form that `to` wants: origin-form and `Host`, or an absolute URI without `Host`.
@@ -267,6 +268,15 @@ mod tests {
             r
         };
         assert!(is_upgrade(request(HttpVersion::Http1).headers()));
+        // What Java's client offers at the beginning of a connection.
+        let mut offer = Request::get("/")
+            .header("connection", "Upgrade, HTTP2-Settings")
+            .header("upgrade", "h2c")
+            .header("http2-settings", "AAEAAEAAAAIAAAAB")
+            .body(())
+            .unwrap();
+        prepare(&mut offer, HttpVersion::Http1, &cluster()).unwrap();
+        assert_eq!(offer.headers().keys().collect::<Vec<_>>(), ["host"]);
         assert!(!request(HttpVersion::Http2).headers().contains_key("upgrade"));
     }
 

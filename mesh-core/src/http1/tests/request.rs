@@ -160,6 +160,13 @@ fn what_else_a_head_says_of_its_connection() {
         (new, "Upgrade: websocket\r\nConnection: x, upgrade", (true, false, true, false)),
         (new, "Upgrade: websocket", (true, false, false, false)),
         (new, "Connection: upgrade", (true, false, false, false)),
+        // Java's client says so with each first request, and goes on with HTTP/1.1.
+        (
+            new,
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA",
+            (true, false, false, false),
+        ),
+        (new, "Connection: Upgrade\r\nUpgrade: h2c, websocket", (true, false, true, false)),
         (old, "Upgrade: websocket\r\nConnection: upgrade", (false, false, false, false)),
         (new, "TE: gzip;q=1, Trailers ;q=1", (true, false, false, true)),
         (new, "TE: xtrailers", (true, false, false, false)),
