@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::CommandFactory;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use mesh_e2e::{Namespace, SYSTEM, in_namespace, installed, kubectl, yaml};
+use mesh_test::wait;
 use serde_json::Value;
 
 fn chart() -> PathBuf {
@@ -122,8 +124,12 @@ spec: {hosts: [mine], http: [{route: [{destination: {host: mine}}]}]}
         let kinds = "all,serviceaccounts,roles,rolebindings,poddisruptionbudgets,clusterroles,clusterrolebindings,\
                      mutatingwebhookconfigurations,validatingwebhookconfigurations";
         let label = "app.kubernetes.io/instance=tower-mesh";
-        let left = kubectl(&["get", kinds, "-A", "-l", label, "-o", "name"], "").await.unwrap();
-        assert_eq!(left, "");
+        // The pods end in their own time.
+        wait::until_ok(Duration::from_secs(60), "nothing of the mesh to be left", async || {
+            let left = kubectl(&["get", kinds, "-A", "-l", label, "-o", "name"], "").await?;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
         let mine = namespace.kubectl(&["get", "virtualservice", "mine", "-o", "name"]).await.unwrap();
         assert_eq!(mine.trim(), "virtualservice.networking.istio.io/mine");
         // Nothing holds up the pods of a namespace that was in the mesh.
