@@ -15,7 +15,7 @@ use crate::drain::{Drain, Entrance};
 use crate::inbound::Inbound;
 use crate::loops::Loops;
 use crate::redirected::Redirected;
-use crate::status::{AppMetrics, Probes, Role, Status};
+use crate::status::{self, AppMetrics, Probes, Role, Status};
 
 /// The flags of a sidecar in a pod. Their defaults are what `mesh-proxy init` and injection expect.
 #[derive(Debug, Args)]
@@ -146,6 +146,13 @@ impl Pod {
             app: self.app,
             room: Status::room(),
         };
+        let (configuration, leave) = (mesh.readiness().configuration(), drain.leave());
+        tokio::spawn(async move {
+            status::ending(&configuration).await;
+            tokio::time::sleep(status::LEAVE_AFTER).await;
+            tracing::info!("leaving: the workload is to end");
+            leave.leave();
+        });
         for (socket, role) in self.pages {
             tokio::spawn(status.clone().serve(tokio::net::TcpListener::from_std(socket)?, role));
         }

@@ -24,6 +24,8 @@ pub struct ConfigurationStatus {
     pub identity: Option<SpiffeId>,
     /// Why no configuration is in force, or is not the newest.
     pub problem: Option<String>,
+    /// Whether the workload is to end: its callers are being told to go elsewhere, or have been.
+    pub ending: bool,
     /// How many configurations have been put in force.
     pub generation: u64,
 }

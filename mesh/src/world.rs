@@ -248,6 +248,7 @@ impl World {
             workload: Some(format!("{}/{}", workload.namespace, workload.name).into()),
             identity: workload.identity.clone(),
             problem: None,
+            ending: workload.ending,
             generation: self.out.status.load().generation + 1,
         });
     }

@@ -12,6 +12,8 @@ const IMAGE: &str = "sidecar.istio.io/proxyImage";
 const LOG_LEVEL: &str = "sidecar.istio.io/logLevel";
 const REWRITE_PROBES: &str = "sidecar.istio.io/rewriteAppHTTPProbers";
 const MERGE_METRICS: &str = "prometheus.istio.io/merge-metrics";
+/// Whether the application is told to end when its callers have been told, rather than at once.
+const HOLD_STOP: &str = "mesh.dev/hold-until-withdrawn";
 const RESOURCES: [(&str, bool, &str); 4] = [
     ("sidecar.istio.io/proxyCPU", false, "cpu"),
     ("sidecar.istio.io/proxyMemory", false, "memory"),
@@ -72,6 +74,7 @@ pub(super) struct Wishes {
     pub(super) resources: Resources,
     pub(super) rewrite_probes: bool,
     pub(super) merge_metrics: bool,
+    pub(super) hold_stop: bool,
     pub(super) warnings: Vec<String>,
 }
 
@@ -102,6 +105,7 @@ impl Wishes {
             resources: resources(pod)?.unwrap_or_else(|| settings.resources.clone()),
             rewrite_probes: switch(pod, REWRITE_PROBES)?.unwrap_or(true),
             merge_metrics: switch(pod, MERGE_METRICS)?.unwrap_or(settings.merge_metrics),
+            hold_stop: switch(pod, HOLD_STOP)?.unwrap_or(true),
             warnings,
         })
     }
@@ -180,6 +184,7 @@ mod tests {
         }
         assert!(!of(REWRITE_PROBES, "false").rewrite_probes);
         assert!(!of(MERGE_METRICS, "false").merge_metrics);
+        assert!(of("other.io/x", "y").hold_stop && !of(HOLD_STOP, "false").hold_stop);
         let cpu = of("sidecar.istio.io/proxyCPU", "200m").resources;
         assert_eq!(cpu.requests, BTreeMap::from([("cpu".into(), "200m".into())]));
         assert!(cpu.limits.is_empty());
@@ -203,6 +208,7 @@ mod tests {
             (IMAGE, "a b", "is no name of an image"),
             (LOG_LEVEL, "loud", "write off, error, warn"),
             (REWRITE_PROBES, "maybe", "neither"),
+            (HOLD_STOP, "no", "neither"),
             ("sidecar.istio.io/proxyCPU", "lots", "is no quantity"),
             ("sidecar.istio.io/proxyMemory", "", "is no quantity"),
             ("sidecar.istio.io/proxyMemory", "64MB", "is no quantity"),

@@ -17,7 +17,7 @@
 //!
 //! let Outcome::Injected(done) = inject(&Settings::default(), &target, &pod)? else { panic!("not injected") };
 //! assert_eq!(done.pod["spec"]["initContainers"][1]["name"], "mesh-proxy");
-//! assert_eq!(done.pod["spec"]["containers"], pod["spec"]["containers"]);
+//! assert_eq!(done.pod["spec"]["containers"][0]["image"], "reviews:1");
 //!
 //! // Once is enough.
 //! let again = inject(&Settings::default(), &target, &done.pod)?;
@@ -36,6 +36,7 @@ mod pod;
 mod probes;
 mod refusal;
 mod settings;
+mod stop;
 #[cfg(test)]
 mod tests;
 pub(crate) mod view;

@@ -6,7 +6,7 @@ use super::annotations::Wishes;
 use super::refusal::Refusal;
 use super::settings::{INIT_CONTAINER, PROXY_CONTAINER, STATUS_PORT, Settings};
 use super::{Injected, STATUS_ANNOTATION, Target};
-use super::{conflicts, container, merge, probes, view};
+use super::{conflicts, container, merge, probes, stop, view};
 
 const TLS_MODE: &str = "security.istio.io/tlsMode";
 const CANONICAL_NAME: &str = "service.istio.io/canonical-name";
@@ -53,6 +53,9 @@ pub(super) fn with_sidecar(
             );
             return Err(Refusal::new("spec.containers", message));
         }
+    }
+    if wishes.hold_stop {
+        stop::hold(spec)?;
     }
     let metadata = view::object(root, "metadata", "metadata")?;
     let app_metrics = match wishes.merge_metrics {

@@ -49,6 +49,28 @@ pub struct BackendPort {
     pub tls_disabled: bool,
 }
 
+/// How far an endpoint of a slice is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It takes requests.
+    Ready,
+    /// It still does, but is to end.
+    Ending,
+    /// It takes none.
+    Out,
+}
+
+/// The Pod that an endpoint of a slice names.
+#[derive(Debug, Clone, Copy)]
+enum Named<'a> {
+    /// This one.
+    Pod(&'a Arc<Workload>),
+    /// One that there is not: it has ended, or begun a moment ago.
+    Gone,
+    /// None, or one that nobody can know.
+    Nobody,
+}
+
 /// The slices of a service, by age.
 pub(super) type Slices = Vec<Arc<Resource<EndpointSlice>>>;
 
@@ -290,17 +312,58 @@ impl<'a> Sources<'a> {
         };
         let slices =
             || slices.iter().filter(|slice| slice.spec.address_type != skipped || skipped.is_empty());
-        let each = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<Backend> {
+        let each = |wanted: Stage| -> Vec<Backend> {
             let all = slices().flat_map(|slice| slice.spec.endpoints.iter().map(move |e| (slice, e)));
-            all.filter(|(_, e)| wanted(e)).filter_map(|(s, e)| self.of_slice_endpoint(s, e, info)).collect()
+            let staged = all.filter(|(slice, endpoint)| self.stage(slice, endpoint, service) == wanted);
+            staged.filter_map(|(s, e)| self.of_slice_endpoint(s, e, info)).collect()
         };
-        let unready = service.spec.publish_not_ready_addresses;
-        let ready = each(&|e| e.conditions.is_ready() || unready);
+        let ready = each(Stage::Ready);
         if !ready.is_empty() {
             return ready;
         }
         // Endpoints that end but still serve are better than none, as for kube-proxy.
-        each(&|e| e.conditions.serving == Some(true) && e.conditions.terminating == Some(true))
+        each(Stage::Ending)
+    }
+
+    /// How far an endpoint is. That its Pod is to be deleted is known before a slice says so, which somebody else
+    /// has to write first.
+    fn stage(
+        &self,
+        slice: &Resource<EndpointSlice>,
+        endpoint: &Endpoint,
+        service: &Resource<Service>,
+    ) -> Stage {
+        let conditions = &endpoint.conditions;
+        let pod = self.pod(slice, endpoint);
+        if matches!(pod, Named::Gone) {
+            return Stage::Out;
+        }
+        if service.spec.publish_not_ready_addresses {
+            return Stage::Ready;
+        }
+        let ending = matches!(pod, Named::Pod(pod) if pod.ending);
+        match conditions.is_ready() {
+            true if ending => Stage::Ending,
+            true => Stage::Ready,
+            false if conditions.serving == Some(true) && conditions.terminating == Some(true) => {
+                Stage::Ending
+            }
+            false => Stage::Out,
+        }
+    }
+
+    /// The Pod that an endpoint of a slice names.
+    fn pod(&self, slice: &Resource<EndpointSlice>, endpoint: &Endpoint) -> Named<'a> {
+        let Some(target) = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod") else {
+            return Named::Nobody;
+        };
+        let of = if target.namespace.is_empty() { &slice.meta.namespace } else { &target.namespace };
+        match self.workloads.of(of, &target.name).filter(|known| known.is_pod()) {
+            Some(pod) => Named::Pod(pod),
+            // Where no Pod is known at all, they are just not told of.
+            None if self.workloads.has_pods() => Named::Gone,
+            None => Named::Nobody,
+        }
     }
 
     fn of_slice_endpoint(
@@ -311,13 +374,13 @@ impl<'a> Sources<'a> {
     ) -> Option<Backend> {
         let address = WorkloadAddress::parse(endpoint.addresses.first()?)?;
         let namespace = slice.meta.namespace.as_str();
-        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod").and_then(|target| {
-            let of = if target.namespace.is_empty() { namespace } else { &target.namespace };
-            self.workloads.of(of, &target.name).filter(|known| known.is_pod())
-        });
-        if pod.is_none() {
-            self.by_names.set(false);
-        }
+        let pod = match self.pod(slice, endpoint) {
+            Named::Pod(pod) => Some(pod),
+            Named::Nobody | Named::Gone => {
+                self.by_names.set(false);
+                None
+            }
+        };
         let known = pod.or_else(|| match &address {
             WorkloadAddress::Ip(ip) => self.at(ip),
             WorkloadAddress::Name(_) => None,

@@ -18,6 +18,9 @@ use crate::resource::kubernetes::{
 };
 use crate::resource::{EndpointSlice, Kind, Object, ObjectMeta, Pod, Resource};
 
+/// The time of deletion of a Pod that is to end.
+const ENDING: &str = "1970-01-01T00:00:00Z";
+
 /// What the workloads of one namespace see, under the one Sidecar that they have in common if they have one.
 /// What two views with the same namespace and the same Sidecar see of one store is the same.
 #[derive(Debug, Clone)]
@@ -267,6 +270,8 @@ impl Store {
         };
         let meta = ObjectMeta {
             labels: (*workload.labels).clone(),
+            // That it has a time is what counts, and which one it is would be told anew with each change of it.
+            deletion_timestamp: if workload.ending { ENDING.to_owned() } else { String::new() },
             ..ObjectMeta::new(&workload.namespace, &workload.name)
         };
         Some(Resource { meta, ..Resource::new("", "", pod) }.into())

@@ -44,6 +44,8 @@ pub struct Workload {
     pub tls_capable: bool,
     /// Whether it takes new requests; a WorkloadEntry always does.
     pub ready: bool,
+    /// Whether it is to end: somebody has asked for its Pod's deletion, which nobody can take back.
+    pub ending: bool,
     /// What telemetry says of it.
     pub telemetry: Arc<WorkloadLabels>,
 }
@@ -98,6 +100,7 @@ impl Workload {
             ports: Arc::default(),
             weight: 1,
             ready: true,
+            ending: false,
             telemetry: Arc::new(telemetry),
         }
     }
@@ -111,6 +114,7 @@ impl Workload {
             address: WorkloadAddress::parse(&status.pod_ip),
             ports: named.map(|p| (p.name.clone(), p.container_port)).collect::<BTreeMap<_, _>>().into(),
             ready: status.is_ready() && meta.deletion_timestamp.is_empty(),
+            ending: !meta.deletion_timestamp.is_empty(),
             ..Self::detached(
                 options,
                 &meta.namespace,
@@ -176,6 +180,7 @@ impl Workload {
             weight: 1,
             tls_capable: false,
             ready: true,
+            ending: false,
             telemetry: Arc::default(),
         }
     }
@@ -288,6 +293,11 @@ impl Workloads {
     /// The workload of this name; of a Pod and a WorkloadEntry the Pod.
     pub(super) fn of(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
         self.by_name.get(namespace)?.get(name)
+    }
+
+    /// Whether there is any Pod.
+    pub(super) fn has_pods(&self) -> bool {
+        self.all.first().is_some_and(|workload| workload.is_pod())
     }
 
     /// Whether there is any WorkloadEntry.

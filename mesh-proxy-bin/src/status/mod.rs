@@ -4,6 +4,7 @@
 mod ask;
 mod merge;
 mod probes;
+mod withdrawn;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -27,9 +28,12 @@ use crate::drain::{Leave, Watch};
 
 pub(crate) use merge::AppMetrics;
 pub(crate) use probes::Probes;
+pub(crate) use withdrawn::{LEAVE_AFTER, ending};
 
 /// How many requests to these ports are worked on at once; more are refused. The kubelet has a few per container.
 pub(crate) const MAX_AT_ONCE: usize = 64;
+/// How many containers' ends are held up at once, apart from those: they wait for seconds.
+pub(crate) const MAX_HELD_UP: usize = 32;
 /// How many connections to these ports are open at once; more are closed.
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 
@@ -64,6 +68,7 @@ pub(crate) struct Status {
 #[derive(Clone)]
 pub(crate) struct Room {
     requests: Arc<Semaphore>,
+    held_up: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
 
@@ -74,6 +79,8 @@ enum Asked {
     OwnMetrics,
     AllMetrics,
     App,
+    /// To be told when callers have been told to go elsewhere.
+    Withdrawn,
     Leave,
     Quit,
     /// The path is there, and the method is another.
@@ -93,6 +100,7 @@ fn asked(role: Role, method: &Method, path: &str, within: bool) -> Asked {
         (Role::Status, path) if path.starts_with("/app-health/") || path.starts_with("/app-lifecycle/") => {
             Asked::App
         }
+        (Role::Status, "/withdrawn") => Asked::Withdrawn,
         (Role::Status, "/drain") => Asked::Leave,
         (Role::Status, "/quitquitquit") => Asked::Quit,
         _ => return Asked::Nothing,
@@ -111,6 +119,7 @@ impl Status {
     pub(crate) fn room() -> Room {
         Room {
             requests: Arc::new(Semaphore::new(MAX_AT_ONCE)),
+            held_up: Arc::new(Semaphore::new(MAX_HELD_UP)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         }
     }
@@ -137,9 +146,7 @@ impl Status {
     }
 
     async fn answer<B>(&self, role: Role, peer: SocketAddr, request: &Request<B>) -> Response<Full<Bytes>> {
-        let Ok(_held) = self.room.requests.try_acquire() else {
-            return page(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n");
-        };
+        let Ok(held) = self.room.requests.try_acquire() else { return too_many() };
         let within = peer.ip().to_canonical().is_loopback();
         match asked(role, request.method(), request.uri().path(), within) {
             Asked::Ready => self.ready(),
@@ -153,6 +160,10 @@ impl Status {
                 merge::page(&self.mesh, self.app_metrics.as_deref(), self.app, request.headers()).await
             }
             Asked::App => self.probes.ask(self.app, request).await,
+            Asked::Withdrawn => {
+                drop(held);
+                self.withdrawn(request.uri().query()).await
+            }
             Asked::Leave => {
                 tracing::info!("leaving: callers are told to go elsewhere");
                 self.leave.leave();
@@ -172,6 +183,23 @@ impl Status {
         }
     }
 
+    /// Answers when callers have been told to go elsewhere, or the time is over.
+    async fn withdrawn(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+        let within = match withdrawn::within(query) {
+            Ok(within) => within,
+            Err(why) => return page(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        };
+        let Ok(_held) = self.room.held_up.try_acquire() else { return too_many() };
+        if withdrawn::withdrawn(&self.mesh.readiness().configuration(), within).await {
+            return page(StatusCode::OK, "callers have been told\n");
+        }
+        tracing::warn!(
+            ?within,
+            "the control plane has not said that this workload is to end; callers may not know"
+        );
+        page(StatusCode::OK, "the time is over\n")
+    }
+
     fn ready(&self) -> Response<Full<Bytes>> {
         if self.watch.is_leaving() {
             return page(StatusCode::SERVICE_UNAVAILABLE, "not ready: the sidecar is leaving\n");
@@ -182,6 +210,10 @@ impl Status {
         }
         page(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join("; ")))
     }
+}
+
+fn too_many() -> Response<Full<Bytes>> {
+    page(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n")
 }
 
 fn page(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
@@ -214,6 +246,9 @@ mod tests {
             (Status, &post, "/quitquitquit", true, Asked::Quit),
             (Status, &post, "/quitquitquit", false, Asked::Stranger),
             (Status, &get, "/quitquitquit", true, Asked::Method("POST")),
+            (Status, &get, "/withdrawn", false, Asked::Withdrawn),
+            (Status, &post, "/withdrawn", true, Asked::Method("GET, HEAD")),
+            (Health, &get, "/withdrawn", true, Asked::Nothing),
             (Status, &post, "/drain", true, Asked::Leave),
             (Status, &post, "/drain", false, Asked::Stranger),
             (Status, &get, "/", false, Asked::Nothing),

@@ -431,13 +431,12 @@ fn a_pod_ends_without_failing_anybody() {
     in_a_network_of_its_own("pod::a_pod_ends_without_failing_anybody", || {
         runtime().block_on(async {
             let mut stage = Stage::new().await;
+            let health =
+                |outside: &Net, ip| outside.get(addr(ip, 15021), "x", "/healthz/ready").unwrap().status;
             let vip = addr("10.96.0.10", 9080);
             let slow = tokio::spawn(async move { client::get(vip, "reviews:9080", "/delay/3000").await });
             stage.end.send(()).unwrap();
-            until_secs(20, "a pod that is not ready", async || {
-                stage.page(addr(REVIEWS, 15021), "/healthz/ready").status == 503
-            })
-            .await;
+            until_secs(20, "a pod that is not ready", async || health(&stage.outside, REVIEWS) == 503).await;
             // What comes late is served as long as anything is in flight.
             let late = client::get(vip, "reviews:9080", "/").await.unwrap();
             assert_eq!(late.status, 200, "{:?}", late.reason());
@@ -445,6 +444,22 @@ fn a_pod_ends_without_failing_anybody() {
             assert_eq!(stage.pod.get(addr(OUTSIDE, 8000), "example.com", "/").unwrap().status, 200);
             assert_eq!(slow.await.unwrap().unwrap().status, 200);
             assert!(stage.reviews.join().unwrap().success());
+
+            // What asks before it ends the application is told when everybody knows of it.
+            let own = addr("127.0.0.1", 15020);
+            let at_once = client::get(own, "x", "/withdrawn?within=0").await.unwrap();
+            assert_eq!(at_once.text(), "the time is over\n");
+            assert_eq!(client::get(own, "x", "/withdrawn?within=x").await.unwrap().status, 400);
+            let hook =
+                tokio::spawn(async move { client::get(own, "x", "/withdrawn?within=60").await.unwrap() });
+            assert_eq!(health(&stage.outside, WEB), 200);
+            let deleted = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web-1\n  namespace: default\n  \
+                           deletionTimestamp: \"2026-01-01T00:00:00Z\"\n  labels: {app: web}\n\
+                           spec: {serviceAccountName: web}\n";
+            stage.dir.write("web.yaml", format!("{deleted}status: {{podIP: {WEB}, phase: Running}}\n"));
+            let hook = hook.await.unwrap();
+            assert_eq!((hook.status, hook.text().as_str()), (200, "callers have been told\n"));
+            until_secs(20, "a pod that leaves", async || health(&stage.outside, WEB) == 503).await;
 
             // Nothing in flight: it ends at once, here because the application says so.
             let quit = client::send(addr("127.0.0.1", 15020), &Call::post("x", "/quitquitquit", "")).await;

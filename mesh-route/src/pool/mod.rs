@@ -13,6 +13,8 @@
 //!   that a connection may take and how long an unused one is kept (looked at when one is needed, and by
 //!   [`Pool::sweep`], which the owner calls now and then). When all connections are in use, a request waits
 //!   for one no longer than a connection may take.
+//! - A connection that is being made when the cluster loses the endpoint is given up a second later
+//!   ([`WITHDRAWN_PATIENCE`]).
 //! - A request that a connection hands back unsent moves to another connection; that is no retry.
 //! - The answer's body holds the count of requests in flight at the endpoint.
 //! - Upgrades (WebSocket) pass over HTTP/1.1: see [`caller_half`], [`Upgrade`] and [`join_upgrade`].
@@ -89,7 +91,7 @@ pub use endpoint::{MAX_HTTP2_CONNECTIONS, MAX_IDLE};
 pub use error::TryError;
 pub use gather::{Gather, MAX_GATHERED, MAX_YIELDS};
 pub use h1::MAX_HEAD_BYTES;
-pub use take::MAX_STALE;
+pub use take::{MAX_STALE, WITHDRAWN_PATIENCE};
 pub use upgrade::{Upgrade, caller_half, join_upgrade};
 
 use endpoint::EndpointPool;

@@ -36,6 +36,10 @@ pub const MAX_STALE: u32 = 3;
 /// How long a connection without a timeout of its own may take; the default of a cluster.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// How long a connection may take that is being made to an endpoint when the cluster loses it. Who has ended may not even
+/// refuse it, and then a request would wait for the whole of `connectTimeout`.
+pub const WITHDRAWN_PATIENCE: Duration = Duration::from_secs(1);
+
 /// A connection that a request may use.
 enum Conn {
     Http1(h1::Conn),
@@ -123,6 +127,21 @@ where
             }
         }
     }
+}
+
+/// Returns some time after the cluster has lost the endpoint; never where it is not one of the cluster's now.
+async fn withdrawn(cluster: &Cluster, endpoint: &Endpoint) {
+    let endpoints = cluster.endpoints();
+    let mut changes = endpoints.changes();
+    let known =
+        || endpoints.load().members().iter().any(|member| Arc::ptr_eq(member.state(), endpoint.state()));
+    if !known() {
+        return std::future::pending().await;
+    }
+    while known() {
+        changes.changed().await;
+    }
+    tokio::time::sleep(WITHDRAWN_PATIENCE).await;
 }
 
 /// What to speak, as far as the endpoint can. Only a proxy carries, and it is reached with the mesh's TLS; where
@@ -278,9 +297,21 @@ where
         let mut stage = Stage::Room;
         // Boxed, because it is large (a whole handshake may run in it) and few requests need it: they would all
         // carry room for it.
-        let obtaining = Box::pin(self.obtain(pool, shard, want, fresh, &mut stage));
-        match timeout_at(deadline, obtaining).await {
-            Ok(taken) => taken,
+        let (cluster, target) = (Arc::clone(&self.cluster), Arc::clone(&self.home.target));
+        let obtaining = async {
+            tokio::select! {
+                biased;
+                taken = self.obtain(pool, shard, want, fresh, &mut stage) => Some(taken),
+                () = withdrawn(&cluster, &target) => None,
+            }
+        };
+        match timeout_at(deadline, Box::pin(obtaining)).await {
+            Ok(Some(taken)) => taken,
+            Ok(None) => Err(TryError::unsent(Failure::new(FailureCode::ConnectFailed).detail(format!(
+                "{}: {} was withdrawn, and a connection to it is not made {WITHDRAWN_PATIENCE:?} later",
+                cluster.key(),
+                target.key().address
+            )))),
             Err(_) => Err(TryError::unsent(self.too_late(stage))),
         }
     }

@@ -19,7 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tower::{ServiceExt, service_fn};
-use tower_mesh_route::pool::{ConnectTo, Connected, HttpVersion, MAX_HEAD_BYTES, Pool, TcpConnect};
+use tower_mesh_route::pool::{
+    ConnectTo, Connected, HttpVersion, MAX_HEAD_BYTES, Pool, TcpConnect, WITHDRAWN_PATIENCE,
+};
 
 use crate::support::{Server, cluster, endpoint, full, get, get2, send, text, until};
 
@@ -385,6 +387,29 @@ async fn a_connection_must_be_made_in_time() {
         assert_eq!(started.elapsed(), Duration::from_secs(10));
     }
     assert_eq!(cluster.in_use(Gauge::Connections), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_to_an_endpoint_that_is_withdrawn_meanwhile_is_given_up() {
+    let never = service_fn(|_: ConnectTo| std::future::pending::<Result<Connected<TcpStream>, Failure>>());
+    let [gone, stays] = ["127.0.0.1:1", "127.0.0.1:2"].map(|addr| addr.parse().unwrap());
+    let cluster = cluster(&[gone, stays], ClusterSettings::default());
+    let begun = Instant::now();
+    let to = |i| {
+        let dispatch =
+            Dispatch { cluster: Arc::clone(&cluster), endpoint: endpoint(&cluster, i), request: get("/") };
+        async { (Pool::new(never).oneshot(dispatch).await.unwrap_err(), begun.elapsed()) }
+    };
+    let withdraw = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        cluster.publish_endpoints(vec![EndpointSpec::plaintext(stays)]);
+    };
+    let ((lost, at), (late, end), ()) = tokio::join!(to(0), to(1), withdraw);
+    assert_eq!((lost.failure().code(), lost.is_unsent()), (FailureCode::ConnectFailed, true));
+    assert!(lost.failure().to_string().contains("127.0.0.1:1 was withdrawn"), "{lost}");
+    assert_eq!(at, Duration::from_secs(2) + WITHDRAWN_PATIENCE);
+    assert!(late.failure().to_string().contains("connectTimeout"), "{late}");
+    assert_eq!(end, ClusterSettings::default().connect_timeout);
 }
 
 #[tokio::test]

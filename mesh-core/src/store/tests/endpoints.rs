@@ -135,6 +135,36 @@ fn unready_endpoints_count_where_published_and_ending_ones_where_nothing_else_is
 }
 
 #[test]
+fn a_pod_that_is_to_end_is_left_out_before_its_slice_says_so() {
+    let slice = "labels: {kubernetes.io/service-name: s}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints:
+- {addresses: [10.0.0.1], targetRef: {kind: Pod, name: one}}
+- {addresses: [10.0.0.2], targetRef: {kind: Pod, name: two}}";
+    let pod = |name: &str, ends: bool| {
+        let body = "labels: {app: s}\nspec: {serviceAccountName: sa}\nstatus: {phase: Running}";
+        let pod = doc("Pod", name, body);
+        let ending = "namespace: a, deletionTimestamp: \"2024-01-01T00:00:00Z\"";
+        if ends { pod.replace("namespace: a", ending) } else { pod }
+    };
+    let found = |pods: &[(&str, bool)]| {
+        let pods = pods.iter().map(|(name, ends)| pod(name, *ends)).collect::<String>();
+        let service = doc(SERVICE.0, SERVICE.1, SERVICE.2) + &doc("EndpointSlice", "a/s-1", slice);
+        addresses(&endpoints(&store(&(service + &pods)), "s", 80))
+    };
+    let (one, both) = (["10.0.0.1:8080"], ["10.0.0.1:8080", "10.0.0.2:8080"]);
+    assert_eq!(found(&[("a/one", false), ("a/two", false)]), both);
+    assert_eq!(found(&[("a/one", false), ("a/two", true)]), one);
+    // Gone already, and the slice is late.
+    assert_eq!(found(&[("a/one", false)]), one);
+    // Nothing else is left.
+    assert_eq!(found(&[("a/one", true), ("a/two", true)]), both);
+    // Nobody tells of Pods.
+    assert_eq!(found(&[]), both);
+}
+
+#[test]
 fn of_two_address_families_one_counts() {
     let slice = |family: &str, ip: &str| {
         format!(
