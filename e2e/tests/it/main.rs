@@ -6,10 +6,4 @@
     reason = "helpers of tests are tests, which clippy sees in test functions only"
 )]
 
-mod away;
-mod chart;
-mod memory;
-mod mesh;
-mod plain;
-mod start;
-mod wire;
+mod in_cluster;

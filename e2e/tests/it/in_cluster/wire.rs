@@ -7,7 +7,7 @@ use mesh_e2e::{App, Capture, Namespace, in_namespace, tls13_only, yaml};
 use mesh_test::wait;
 use serde_json::json;
 
-use crate::mesh::{INJECTED, REVIEWS, answered};
+use super::mesh::{INJECTED, REVIEWS, answered};
 
 const PORT: u16 = 9080;
 /// Calls of which each version is to answer some.

@@ -7,7 +7,7 @@ use mesh_e2e::{Namespace, in_namespace, sidecar, yaml};
 use mesh_test::wait;
 use serde_json::json;
 
-use crate::mesh::{INJECTED, metric};
+use super::mesh::{INJECTED, metric};
 
 const SERVICES: usize = 1000;
 /// Of a sidecar that calls three services, in KiB.

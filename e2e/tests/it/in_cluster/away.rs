@@ -15,7 +15,7 @@ use mesh_test::wait;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::mesh::{INJECTED, metrics};
+use super::mesh::{INJECTED, metrics};
 
 const REVIEWS: &str = "http://reviews:9080/";
 const WEB: &str = "http://web:9080/";

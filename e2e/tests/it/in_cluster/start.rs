@@ -12,7 +12,7 @@ use mesh_test::wait;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::mesh::{INJECTED, REVIEWS, answered, metric};
+use super::mesh::{INJECTED, REVIEWS, answered, metric};
 
 /// How long a sidecar may take from its start until it is ready, certificate and first configuration included.
 const READY_WITHIN: Duration = Duration::from_millis(300);
@@ -113,7 +113,7 @@ fn is_ready(pod: &Pod) -> bool {
 #[tokio::test]
 #[ignore = "needs a cluster"]
 async fn timed_an_injected_pod_is_ready_little_later_than_one_of_its_shape() {
-    const ROUNDS: usize = 11;
+    const ROUNDS: usize = 7;
     in_namespace("little-later", INJECTED, async |namespace: Namespace| {
         // Volumes and rules that the first pod of a namespace waits for are there then.
         time_to_ready(&namespace, &pod("first", true)).await;
@@ -192,7 +192,7 @@ async fn no_application_starts_before_its_network_is_ready() {
         namespace.rolled_out("web").await;
         answered(&namespace.app("web").await, REVIEWS, 200).await;
         // Nobody may call in plaintext, so that what passes beside the sidecar fails as well.
-        namespace.apply(crate::mesh::STRICT).await;
+        namespace.apply(super::mesh::STRICT).await;
         let image = yaml::image();
         namespace
             .apply(&format!(

@@ -1,0 +1,9 @@
+//! Every one of them, under a name by which they are left out where there is no cluster.
+
+mod away;
+mod chart;
+mod memory;
+mod mesh;
+mod plain;
+mod start;
+mod wire;
