@@ -127,7 +127,6 @@ spec:
             f,
             "    spec:
       serviceAccountName: {name}
-      terminationGracePeriodSeconds: 10
       containers:
       - name: app
         image: {}

@@ -101,11 +101,13 @@ impl<S: Source> Plane<S> {
         tasks.spawn(keeper.run());
         let kept = identity::keep(ca.clone(), names, clock.clone(), Arc::clone(&metrics), tls_sender);
         tasks.spawn(kept);
-        tasks.spawn(told(cluster.synced.clone(), tls.clone(), missing_sender.clone()));
+        // Where no configuration is ours to look after, somebody else has seen to it.
+        let (believed, is_believed) = watch::channel(args.webhook_configuration.is_empty());
+        tasks.spawn(told(cluster.synced.clone(), tls.clone(), is_believed, missing_sender.clone()));
         tasks.spawn(follow(cluster.leader.clone(), Arc::clone(&metrics)));
         if !args.webhook_configuration.is_empty() {
             let name = args.webhook_configuration.clone();
-            tasks.spawn(bundle::keep(client.clone(), name, tls.clone(), cluster.leader.clone()));
+            tasks.spawn(bundle::keep(client.clone(), name, tls.clone(), cluster.leader.clone(), believed));
         }
 
         let mut stop = std::pin::pin!(stop);
@@ -169,6 +171,7 @@ const ENDING: &str = "it is ending";
 async fn told(
     mut synced: watch::Receiver<bool>,
     mut tls: watch::Receiver<Option<ServerTls>>,
+    mut believed: watch::Receiver<bool>,
     missing: watch::Sender<Vec<String>>,
 ) {
     loop {
@@ -178,6 +181,10 @@ async fn told(
         }
         if tls.borrow_and_update().is_none() {
             list.push("there is no CA yet".to_owned());
+        }
+        let known = *believed.borrow_and_update();
+        if !known {
+            list.push("the webhook configurations do not hold the CA bundle yet".to_owned());
         }
         missing.send_if_modified(|current| {
             let ending = current.iter().any(|why| why == ENDING);
@@ -190,6 +197,8 @@ async fn told(
         tokio::select! {
             changed = synced.changed() => if changed.is_err() { return },
             changed = tls.changed() => if changed.is_err() { return },
+            // It does not change back.
+            changed = believed.changed(), if !known => if changed.is_err() { return },
         }
     }
 }

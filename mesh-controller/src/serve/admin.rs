@@ -25,7 +25,7 @@ pub const FEW_NAMES: usize = 20;
 
 const INDEX: &str = "\
 GET /live             200 while the process answers
-GET /ready            200 once the cluster is known and the CA is there
+GET /ready            200 once the cluster is known, the CA is there, and the API server believes the webhooks
 GET /metrics          metrics (OpenMetrics)
 GET /debug/proxies    each proxy: who it is, what it subscribes to, its last ACK and NACK; from this pod only
                       ?workload=NAMESPACE/NAME shows one, with all its subscriptions

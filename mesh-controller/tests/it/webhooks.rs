@@ -75,9 +75,15 @@ async fn the_leader_writes_the_roots_into_both_configurations_and_writes_them_ag
     };
     fake.put(MUTATING, configuration("MutatingWebhookConfiguration"));
     fake.put(VALIDATING, configuration("ValidatingWebhookConfiguration"));
-    let running = Running::ready(fake.client.clone(), &[]).await;
+    let running = Running::start(fake.client.clone(), &[]);
+    running.synced.send_replace(true);
+    // The API server believes no webhook yet, so nothing may be sent to this replica.
+    const MISSING: &str = "not ready: the webhook configurations do not hold the CA bundle yet\n";
+    mesh_test::wait::until(PATIENCE, "the rest", async || running.admin("/ready").await.1 == MISSING).await;
     assert_eq!(fake.asked("PATCH", MUTATING), 0, "it does not lead");
     running.leader.send_replace(true);
+    mesh_test::wait::until(PATIENCE, "readiness", async || running.admin("/ready").await.0 == StatusCode::OK)
+        .await;
     let bundle = BASE64_STANDARD.encode(running.roots());
     let written = |path: &str| {
         fake.get(path).unwrap()["webhooks"][0]["clientConfig"]["caBundle"].as_str() == Some(&bundle)

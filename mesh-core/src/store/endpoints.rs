@@ -240,7 +240,11 @@ impl<'a> Sources<'a> {
         let endpoints = slices.into_iter().flatten().flat_map(|slice| &slice.spec.endpoints);
         endpoints.filter_map(|endpoint| endpoint.target_ref.as_ref()).all(|target| {
             let of = if target.namespace.is_empty() { namespace } else { &target.namespace };
-            touched.get(of).is_none_or(|names| !names.contains(target.name.as_str()))
+            match self.workloads.of(of, &target.name) {
+                Some(_) => touched.get(of).is_none_or(|names| !names.contains(target.name.as_str())),
+                // What is made of it depends on whether there is any Pod.
+                None => touched.is_empty(),
+            }
         })
     }
 

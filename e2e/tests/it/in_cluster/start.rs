@@ -12,12 +12,10 @@ use mesh_test::wait;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::mesh::{INJECTED, REVIEWS, answered, metric};
+use super::mesh::{INJECTED, REVIEWS, SERIES, answered, metric};
 
 /// How long a sidecar may take from its start until it is ready, certificate and first configuration included.
 const READY_WITHIN: Duration = Duration::from_millis(300);
-/// How many times a whole series of starts is measured at most: a machine that is busy with others makes each slower.
-const SERIES: usize = 3;
 /// How much later than the same pod with two containers that do nothing an injected pod may be ready.
 const LATER_BY: Duration = Duration::from_millis(500);
 
