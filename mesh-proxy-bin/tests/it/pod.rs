@@ -450,6 +450,12 @@ fn a_pod_ends_without_failing_anybody() {
             let at_once = client::get(own, "x", "/withdrawn?within=0").await.unwrap();
             assert_eq!(at_once.text(), "the time is over\n");
             assert_eq!(client::get(own, "x", "/withdrawn?within=x").await.unwrap().status, 400);
+            // One more than is held up at once.
+            let many = (0..33).map(|_| client::get(own, "x", "/withdrawn?within=3"));
+            let many =
+                futures_util::future::join_all(many).await.into_iter().map(|reply| reply.unwrap().status);
+            let (held, refused): (Vec<_>, Vec<_>) = many.partition(|status| *status == 200);
+            assert_eq!((held.len(), refused.as_slice()), (32, &[503][..]));
             let hook =
                 tokio::spawn(async move { client::get(own, "x", "/withdrawn?within=60").await.unwrap() });
             assert_eq!(health(&stage.outside, WEB), 200);
