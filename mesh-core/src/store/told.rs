@@ -18,7 +18,7 @@ use crate::resource::kubernetes::{
 };
 use crate::resource::{EndpointSlice, Kind, Object, ObjectMeta, Pod, Resource};
 
-/// The time of deletion of a Pod that is to end.
+/// The time of deletion of a Pod that is to end. That it has one is what counts.
 const ENDING: &str = "1970-01-01T00:00:00Z";
 
 /// What the workloads of one namespace see, under the one Sidecar that they have in common if they have one.
@@ -233,8 +233,26 @@ impl Store {
         objects
     }
 
+    /// Whether it is to end, and nobody is led to it any more. Where there is nobody else for one of its services
+    /// yet, it is still called.
+    fn is_withdrawn(&self, workload: &Workload) -> bool {
+        let leads_to_it = |service: &ServiceData| {
+            // To one that is published whether it is ready or not callers are led to the end.
+            let published =
+                matches!(&service.origin, Origin::Service(of) if of.spec.publish_not_ready_addresses);
+            !published && matches!(service.serves(workload), Some((_, Some(_))))
+        };
+        workload.ending
+            && !self
+                .index
+                .services
+                .of_namespace(&workload.namespace)
+                .iter()
+                .any(|service| leads_to_it(service))
+    }
+
     /// The Pod or WorkloadEntry that a workload was made from; of a Pod only what the mesh uses. `None` for
-    /// one that no resource describes.
+    /// one that no resource describes. A Pod that is to end has a time of deletion once nobody is led to it any more.
     pub fn workload_object(&self, workload: &Workload) -> Option<Object> {
         let resource = workload.resource.as_ref()?;
         if !workload.is_pod() {
@@ -270,8 +288,7 @@ impl Store {
         };
         let meta = ObjectMeta {
             labels: (*workload.labels).clone(),
-            // That it has a time is what counts, and which one it is would be told anew with each change of it.
-            deletion_timestamp: if workload.ending { ENDING.to_owned() } else { String::new() },
+            deletion_timestamp: if self.is_withdrawn(workload) { ENDING.to_owned() } else { String::new() },
             ..ObjectMeta::new(&workload.namespace, &workload.name)
         };
         Some(Resource { meta, ..Resource::new("", "", pod) }.into())

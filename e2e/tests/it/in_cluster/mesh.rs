@@ -357,6 +357,34 @@ async fn restarts_under_load_fail_nothing() {
 
 #[tokio::test]
 #[ignore = "needs a cluster"]
+async fn the_only_pod_of_a_service_is_deleted_and_nothing_fails() {
+    in_namespace("only", INJECTED, async |namespace: Namespace| {
+        let web = applications(&namespace).await;
+        let other = "http://other:9080/";
+        namespace.apply(&yaml::deployment("other").to_string()).await;
+        namespace.rolled_out("other").await;
+        answered(&web, other, 200).await;
+        web.start_load("l", &json!({"url": other, "connections": 4, "pause_ms": 5})).await;
+        let old = namespace.pods("other").await.remove(0).metadata.name.unwrap();
+        namespace.kubectl(&["delete", "pod", &old, "--wait=true", "--timeout=60s"]).await.unwrap();
+        // It served until another one did.
+        let new = namespace.pods("other").await;
+        assert!(new.iter().all(|pod| pod.metadata.name.as_ref() != Some(&old)), "{new:?}");
+        wait::until_secs(60, "some more calls", async || {
+            let seen = web.load("l").await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            web.load("l").await.total > seen.total + 20
+        })
+        .await;
+        let all = web.stop_load("l").await;
+        println!("{} calls, {} failed", all.total, all.failed);
+        all.assert_clean();
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster"]
 async fn timed_tcp_passes_whoever_speaks_first_and_what_is_outside_is_reached() {
     in_namespace("tcp", INJECTED, async |namespace: Namespace| {
         let web = applications(&namespace).await;

@@ -1,6 +1,7 @@
 //! Where endpoints come from, and how they are spoken to.
 
 use super::*;
+use crate::resource::Object;
 
 fn endpoints(store: &Store, host: &str, port: u16) -> Vec<EndpointSpec> {
     outbound(store, "a", host).unwrap().endpoints(port, "")
@@ -148,11 +149,12 @@ endpoints:
         let ending = "namespace: a, deletionTimestamp: \"2024-01-01T00:00:00Z\"";
         if ends { pod.replace("namespace: a", ending) } else { pod }
     };
-    let found = |pods: &[(&str, bool)]| {
+    let whole = |slice: &str, pods: &[(&str, bool)]| {
         let pods = pods.iter().map(|(name, ends)| pod(name, *ends)).collect::<String>();
         let service = doc(SERVICE.0, SERVICE.1, SERVICE.2) + &doc("EndpointSlice", "a/s-1", slice);
-        addresses(&endpoints(&store(&(service + &pods)), "s", 80))
+        store(&(service + &pods))
     };
+    let found = |pods: &[(&str, bool)]| addresses(&endpoints(&whole(slice, pods), "s", 80));
     let (one, both) = (["10.0.0.1:8080"], ["10.0.0.1:8080", "10.0.0.2:8080"]);
     assert_eq!(found(&[("a/one", false), ("a/two", false)]), both);
     assert_eq!(found(&[("a/one", false), ("a/two", true)]), one);
@@ -162,6 +164,27 @@ endpoints:
     assert_eq!(found(&[("a/one", true), ("a/two", true)]), both);
     // Nobody tells of Pods.
     assert_eq!(found(&[]), both);
+
+    // The Pod itself is told that it ends when callers are, and not as long as there is nobody else for them.
+    let told = |slice: &str, pods: &[(&str, bool)], name: &str| {
+        let store = whole(slice, pods);
+        let object = store.workload_object(&store.workload("a", name).unwrap()).unwrap();
+        let Object::Pod(pod) = object else { panic!("{object:?}") };
+        !pod.meta.deletion_timestamp.is_empty()
+    };
+    let two = "labels: {kubernetes.io/service-name: s}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.0.0.2], targetRef: {kind: Pod, name: two}}]";
+    assert!(!told(slice, &[("a/one", false), ("a/two", false)], "two"));
+    assert!(told(slice, &[("a/one", false), ("a/two", true)], "two"));
+    assert!(!told(slice, &[("a/one", true), ("a/two", true)], "two"));
+    assert!(
+        !told(two, &[("a/one", false), ("a/two", true)], "two"),
+        "one is ready, and its slice does not say so yet"
+    );
+    let nobody_calls = "labels: {kubernetes.io/service-name: other}\naddressType: IPv4\nendpoints: []";
+    assert!(told(nobody_calls, &[("a/one", false), ("a/two", true)], "two"));
 }
 
 #[test]
