@@ -18,11 +18,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use crate::accept::accept;
+use crate::asleep::Asleep;
 use crate::detect::{Dialing, Patience, SILENCE, Spoken, detect_both};
 use crate::drain::{Draining, Entrance};
 use crate::loops::Loops;
 use crate::original::canonical;
-use crate::relay::{Counted, relay};
+use crate::relay::{Counted, Side, relay};
 use crate::serve;
 
 /// One worker's side of the calls to the workload.
@@ -196,7 +197,7 @@ async fn opaque<I>(
     (early, facts): (Option<Rewind<Dialed>>, Facts),
     ended: impl Future<Output = ()>,
 ) where
-    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    I: Side,
 {
     let record = Arc::new(mesh.record_of(&facts));
     // Watched from before the first check, so that no change of policy slips between.
@@ -217,11 +218,17 @@ async fn opaque<I>(
         Ok(mut dialed) => {
             record.connected();
             let mut caller = Counted::new(io, Arc::clone(&record));
+            let over = std::pin::pin!(async {
+                tokio::select! {
+                    biased;
+                    failure = refused => Some(failure),
+                    () = ended => None,
+                }
+            });
             tokio::select! {
                 biased;
-                failure = refused => Some(failure),
+                failure = Asleep::new(over) => failure,
                 _ = relay(&mut caller, &mut dialed) => None,
-                () = ended => None,
             }
         }
     };

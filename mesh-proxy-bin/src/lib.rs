@@ -9,6 +9,7 @@
 mod accept;
 mod admin;
 mod args;
+mod asleep;
 mod bind;
 mod check;
 mod control;
@@ -27,6 +28,7 @@ mod redirected;
 mod relay;
 mod run;
 mod serve;
+mod splice;
 mod status;
 mod wait;
 

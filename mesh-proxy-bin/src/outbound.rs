@@ -26,7 +26,7 @@ use tower_service::Service;
 use crate::accept::accept;
 use crate::detect::{Dialing, Patience, SILENCE, Spoken, detect, detect_both};
 use crate::drain::Draining;
-use crate::relay::{Counted, relay};
+use crate::relay::{Counted, Side, relay};
 use crate::serve;
 
 /// One worker's side of the workload's calls.
@@ -119,7 +119,7 @@ impl Outbound {
 
     async fn tunnel<I>(self, mut io: I, target: TcpTarget, connection: Arc<Connection>)
     where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        I: Side + Send + 'static,
     {
         let mut first = BytesMut::new();
         let mesh = &self.shared.mesh;

@@ -17,6 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::accept::accept;
+use crate::asleep::Asleep;
 use crate::detect::{Dialing, Early, Patience, SILENCE, Spoken, detect, detect_both};
 use crate::drain::{Draining, Entrance};
 use crate::loops::Loops;
@@ -196,16 +197,17 @@ async fn bytes(
         }
     };
     record.connected();
-    let refused = async {
+    let refused = std::pin::pin!(async {
         if by_name {
             return std::future::pending().await;
         }
         mesh.outgoing_refused(&outgoing).await;
-    };
+    });
     let mut caller = Counted::new(Rewind::new(stream, first.freeze()), Arc::clone(&record));
     tokio::select! {
+        biased;
         _ = relay(&mut caller, &mut upstream) => {}
-        () = refused => tracing::info!(%original, "a connection is ended: what the mesh does not know is closed now"),
+        () = Asleep::new(refused) => tracing::info!(%original, "a connection is ended: what the mesh does not know is closed now"),
     }
 }
 

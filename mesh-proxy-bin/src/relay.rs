@@ -1,18 +1,87 @@
 //! Carrying bytes both ways, and counting them.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::BufMut;
+use hyper_util::rt::TokioIo;
+use mesh::tcp::Dialed;
 use mesh::telemetry::ConnectionRecord;
+use mesh::tls::MaybeTls;
+use mesh::tls::io::Rewind;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::splice::Pipe;
 
 /// How much is read at once in one direction, in bytes: at first, and of a connection that sends little.
 pub(crate) const LEAST_AT_ONCE: usize = 16 * 1024;
 /// The same of a connection that has filled less each time: fewer calls of the kernel for the same bytes.
 pub(crate) const MOST_AT_ONCE: usize = 256 * 1024;
+
+thread_local! {
+    /// The buffer of the worker, of [`MOST_AT_ONCE`] bytes at most. Who reads borrows it, and keeps it only as long as not
+    /// all of it can be written: small messages are all carried in the same few lines of the processor's cache.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// What bytes are carried from and to.
+pub(crate) trait Side: AsyncRead + AsyncWrite + Unpin {
+    /// The socket, where what is read and written here are just its bytes, and none of them are kept above it: then they
+    /// may go past [`AsyncRead`] and [`AsyncWrite`].
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    /// So many bytes were read from the socket.
+    fn note_read(&self, _bytes: u64) {}
+
+    /// So many bytes were written to the socket.
+    fn note_written(&self, _bytes: u64) {}
+}
+
+impl Side for TcpStream {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl Side for MaybeTls<TcpStream> {
+    fn socket(&self) -> Option<&TcpStream> {
+        self.bare()
+    }
+}
+
+impl Side for Dialed {
+    fn socket(&self) -> Option<&TcpStream> {
+        self.io.bare()
+    }
+}
+
+impl<I: Side> Side for Rewind<I> {
+    fn socket(&self) -> Option<&TcpStream> {
+        self.bare().and_then(I::socket)
+    }
+
+    fn note_read(&self, bytes: u64) {
+        if let Some(io) = self.bare() {
+            io.note_read(bytes);
+        }
+    }
+
+    fn note_written(&self, bytes: u64) {
+        if let Some(io) = self.bare() {
+            io.note_written(bytes);
+        }
+    }
+}
+
+/// A tunnel within HTTP.
+impl Side for TokioIo<hyper::upgrade::Upgraded> {}
 
 /// Counts what is read from and written to the caller's side.
 #[derive(Debug)]
@@ -31,8 +100,8 @@ impl<I> Counted<I> {
 /// other goes on.
 pub(crate) async fn relay<A, B>(caller: &mut A, app: &mut B) -> io::Result<()>
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: Side,
+    B: Side,
 {
     let (mut there, mut back) = (OneWay::new(), OneWay::new());
     poll_fn(|cx| {
@@ -43,13 +112,15 @@ where
     .await
 }
 
-/// One direction of a relay. It has a buffer only while there are bytes in it, so that a connection over which
-/// nothing passes costs no buffer.
+/// One direction of a relay. It has a buffer, or a pipe, only while there are bytes in it, so that a connection over
+/// which nothing passes costs neither.
 #[derive(Debug)]
 struct OneWay {
     buffer: Vec<u8>,
     /// How much of the buffer has been written.
     written: usize,
+    /// What goes past the buffer is in here.
+    pipe: Option<Box<Pipe>>,
     at_once: usize,
     unflushed: bool,
     stage: Stage,
@@ -68,31 +139,27 @@ impl OneWay {
         Self {
             buffer: Vec::new(),
             written: 0,
+            pipe: None,
             at_once: LEAST_AT_ONCE,
             unflushed: false,
             stage: Stage::Carrying,
         }
     }
 
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<io::Result<()>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+    fn poll<R: Side, W: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+    ) -> Poll<io::Result<()>> {
         loop {
-            while let Some(rest @ [_, ..]) = self.buffer.get(self.written..) {
-                match ready!(Pin::new(&mut *to).poll_write(cx, rest))? {
-                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    written => self.written += written,
-                }
-                self.unflushed = true;
-            }
+            ready!(self.write(cx, to))?;
             match self.stage {
-                Stage::Carrying => match self.read(cx, from)? {
+                Stage::Carrying => match self.take(cx, from, to)? {
                     Poll::Ready(0) => self.stage = Stage::Ending,
-                    Poll::Ready(_) => {}
+                    Poll::Ready(taken) => self.adapt(taken),
                     Poll::Pending => {
-                        self.buffer = Vec::new();
+                        self.give_back();
                         if self.unflushed {
                             ready!(Pin::new(&mut *to).poll_flush(cx))?;
                             self.unflushed = false;
@@ -101,7 +168,7 @@ impl OneWay {
                     }
                 },
                 Stage::Ending => {
-                    self.buffer = Vec::new();
+                    self.give_back();
                     ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
                     self.stage = Stage::Ended;
                 }
@@ -110,22 +177,108 @@ impl OneWay {
         }
     }
 
-    fn read<R: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, from: &mut R) -> io::Result<Poll<usize>> {
+    /// Writes what there is.
+    fn write<W: Side>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>> {
+        while let Some(rest @ [_, ..]) = self.buffer.get(self.written..) {
+            match ready!(Pin::new(&mut *to).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.written += written,
+            }
+            self.unflushed = true;
+        }
+        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0)
+            && let Some(socket) = to.socket()
+        {
+            match ready!(pipe.poll_drain(cx, socket))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => to.note_written(written as u64),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes what there is; zero at the end.
+    fn take<R: Side, W: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &W,
+    ) -> io::Result<Poll<usize>> {
+        // Who fills the largest buffer is spared it where both are sockets.
+        if self.at_once == MOST_AT_ONCE
+            && let (Some(socket), Some(_)) = (from.socket(), to.socket())
+            && let Some(mut pipe) = self.pipe.take().or_else(Pipe::take)
+        {
+            let filled = pipe.poll_fill(cx, socket)?;
+            self.pipe = Some(pipe);
+            match filled {
+                Poll::Ready(Some(taken)) => {
+                    from.note_read(taken as u64);
+                    return Ok(Poll::Ready(taken));
+                }
+                Poll::Ready(None) => {}
+                Poll::Pending => return Ok(Poll::Pending),
+            }
+        }
+        if let Some(pipe) = self.pipe.take() {
+            pipe.give_back();
+        }
+        self.read(cx, from)
+    }
+
+    fn read<R: Side>(&mut self, cx: &mut Context<'_>, from: &mut R) -> io::Result<Poll<usize>> {
         self.buffer.clear();
         self.written = 0;
+        if self.buffer.capacity() == 0 {
+            self.buffer = SPARE.take();
+            self.buffer.clear();
+        }
         if self.buffer.capacity() < self.at_once {
             self.buffer = Vec::with_capacity(self.at_once);
         }
         // Keeps nothing between polls, so that a new one each time is the same one.
-        let Poll::Ready(read) = pin!(from.read_buf(&mut self.buffer)).poll(cx)? else {
-            return Ok(Poll::Pending);
-        };
-        if read >= self.at_once {
+        let mut place = (&mut self.buffer).limit(self.at_once);
+        match pin!(from.read_buf(&mut place)).poll(cx) {
+            Poll::Ready(read) => read.map(Poll::Ready),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
+
+    /// Takes more at once of who fills it, and less of who does not.
+    fn adapt(&mut self, taken: usize) {
+        if taken >= self.at_once {
             self.at_once = (self.at_once * 2).min(MOST_AT_ONCE);
-        } else if read < self.at_once / 4 {
+        } else if taken < self.at_once / 4 {
             self.at_once = (self.at_once / 2).max(LEAST_AT_ONCE);
         }
-        Ok(Poll::Ready(read))
+    }
+
+    /// Lets go of buffer and pipe, in which nothing is. The larger one of this buffer and the worker's is the worker's
+    /// from now on.
+    fn give_back(&mut self) {
+        if self.buffer.capacity() > 0 {
+            let mine = std::mem::take(&mut self.buffer);
+            self.written = 0;
+            let spare = SPARE.take();
+            SPARE.set(if mine.capacity() > spare.capacity() { mine } else { spare });
+        }
+        if let Some(pipe) = self.pipe.take() {
+            pipe.give_back();
+        }
+    }
+}
+
+impl<I: Side> Side for Counted<I> {
+    fn socket(&self) -> Option<&TcpStream> {
+        self.inner.socket()
+    }
+
+    fn note_read(&self, bytes: u64) {
+        self.record.received(bytes);
+    }
+
+    fn note_written(&self, bytes: u64) {
+        self.record.sent(bytes);
     }
 }
 
@@ -182,6 +335,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<I> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    impl Side for DuplexStream {}
 
     async fn carry(way: &mut OneWay, from: &mut DuplexStream, to: &mut DuplexStream) -> Poll<io::Result<()>> {
         poll_fn(|cx| Poll::Ready(way.poll(cx, from, to))).await
@@ -285,5 +440,93 @@ mod tests {
         };
         assert_eq!(value("istio_tcp_received_bytes_total{"), "5");
         assert_eq!(value("istio_tcp_sent_bytes_total{"), "2");
+    }
+
+    /// Two ends of a connection over the loopback.
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    /// Bytes that cannot be mistaken for others at another place.
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|n| (n % 251) as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn much_between_sockets_goes_through_a_pipe_and_is_counted_and_whole() {
+        let metrics = mesh::telemetry::Metrics::new(mesh::telemetry::metrics::OwnWorkload::default());
+        let (log, facts) = (mesh::telemetry::AccessLog::off(), mesh::core::facts::Facts::default());
+        let record = Arc::new(ConnectionRecord::new(&metrics, log, &facts));
+        let ((mut client, near), (mut far, mut app)) = (connected().await, connected().await);
+        let mut caller =
+            Counted::new(Rewind::new(MaybeTls::plain(near), bytes::Bytes::new()), Arc::clone(&record));
+        let sent = pattern(24 * MOST_AT_ONCE + 17);
+        let sending = async {
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+        };
+        let receiving = async {
+            let mut got = Vec::new();
+            app.read_to_end(&mut got).await.unwrap();
+            got
+        };
+        let mut way = OneWay { at_once: MOST_AT_ONCE, ..OneWay::new() };
+        let carrying = poll_fn(|cx| {
+            let polled = way.poll(cx, &mut caller, &mut far);
+            assert!(way.pipe.as_ref().is_none_or(|pipe| pipe.held() <= MOST_AT_ONCE));
+            polled
+        });
+        let ((), got, carried) = tokio::join!(sending, receiving, carrying);
+        carried.unwrap();
+        assert!(got == sent);
+        assert!(way.pipe.is_none() && Pipe::is_spare(), "there was one, and it was given back");
+        let text = metrics.encode(mesh::telemetry::metrics::Exposition::Classic);
+        let counted = text.lines().find(|l| l.starts_with("istio_tcp_received_bytes_total{")).unwrap();
+        assert!(counted.ends_with(&format!(" {}", got.len())), "{counted}");
+    }
+
+    #[tokio::test]
+    async fn who_sends_little_after_much_is_copied_again() {
+        let ((mut client, mut near), (mut far, mut app)) = (connected().await, connected().await);
+        let mut way = OneWay { at_once: MOST_AT_ONCE, ..OneWay::new() };
+        for n in 0..6_u8 {
+            client.write_all(&[n]).await.unwrap();
+            let mut got = [0];
+            tokio::select! {
+                read = app.read_exact(&mut got) => assert_eq!(read.unwrap(), 1),
+                ended = poll_fn(|cx| way.poll(cx, &mut near, &mut far)) => panic!("{ended:?}"),
+            }
+            assert_eq!(got, [n]);
+            assert!(way.pipe.is_none(), "nothing is in it, so there is none");
+        }
+        assert_eq!(way.at_once, LEAST_AT_ONCE);
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_reset_is_told_of_also_when_it_is_piped() {
+        let ((client, mut near), (mut far, _app)) = (connected().await, connected().await);
+        let mut way = OneWay { at_once: MOST_AT_ONCE, ..OneWay::new() };
+        socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(client);
+        let error = poll_fn(|cx| way.poll(cx, &mut near, &mut far)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_reader_is_gone_ends_what_is_piped_to_it() {
+        let ((mut client, mut near), (mut far, app)) = (connected().await, connected().await);
+        let mut way = OneWay { at_once: MOST_AT_ONCE, ..OneWay::new() };
+        drop(app);
+        let sending = async { while client.write_all(&pattern(MOST_AT_ONCE)).await.is_ok() {} };
+        let error = tokio::select! {
+            ended = poll_fn(|cx| way.poll(cx, &mut near, &mut far)) => ended.unwrap_err(),
+            () = sending => unreachable!("the client's end is open"),
+        };
+        assert!(
+            matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe),
+            "{error}"
+        );
     }
 }

@@ -36,6 +36,11 @@ impl<IO> Rewind<IO> {
         Self { prefix, io }
     }
 
+    /// The connection below, when nothing is left to be read again: its bytes are then this one's.
+    pub fn bare(&self) -> Option<&IO> {
+        self.prefix.is_empty().then_some(&self.io)
+    }
+
     /// What is still to be read again, and the connection below.
     pub fn into_parts(self) -> (Bytes, IO) {
         (self.prefix, self.io)
@@ -146,6 +151,14 @@ impl<IO> MaybeTls<IO> {
     /// Whether the mesh's TLS is around the bytes.
     pub const fn is_tls(&self) -> bool {
         !matches!(self.0, Inner::Plain(_))
+    }
+
+    /// The connection below, when its bytes are this one's: not inside TLS, and nothing is to be read before them.
+    pub fn bare(&self) -> Option<&IO> {
+        match &self.0 {
+            Inner::Plain(io) => io.bare(),
+            Inner::Server(_) | Inner::Client(_) => None,
+        }
     }
 
     /// The connection below and what is to be read before anything of it.
