@@ -158,11 +158,8 @@ pub fn compile_http(vs: Option<&Resource<VirtualService>>, context: &CompileCont
             break;
         }
     }
-    let routes = if complaints.failed() || entries.is_empty() {
-        default_route(context)
-    } else {
-        Routes(entries.into())
-    };
+    let routes =
+        if complaints.failed() || entries.is_empty() { default_route(context) } else { Routes::of(entries) };
     Compiled { routes, diagnostics: complaints.into_list() }
 }
 
@@ -253,7 +250,7 @@ fn default_route(context: &CompileContext<'_>) -> Routes {
         policy: Arc::default(),
     };
     let entry = Entry { condition: None, index: None, name: DEFAULT.into(), rule: Arc::new(rule) };
-    Routes(Arc::from([entry]))
+    Routes::of(vec![entry])
 }
 
 pub(super) fn resolve_destination(

@@ -51,6 +51,7 @@ mod compile;
 mod conditions;
 mod rule;
 mod split;
+mod starts;
 mod tcp;
 
 pub use actions::MAX_DIRECT_BODY;

@@ -12,6 +12,7 @@ use mesh_core::facts::{Facts, MatchedRoute};
 use mesh_core::failure::{Failure, FailureCode};
 
 use super::split::Weights;
+use super::starts::{Beginning, Start, starts};
 use crate::headers::HeaderOps;
 use crate::matching::{Condition, RequestView};
 use crate::policy::RoutePolicy;
@@ -20,7 +21,11 @@ use crate::rewrite::{PathRewrite, set_authority, set_path};
 
 /// The rules for one port of one host, in order; the first that matches wins. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Routes(pub(super) Arc<[Entry]>);
+pub struct Routes {
+    entries: Arc<[Entry]>,
+    /// One for each entry, or none.
+    starts: Arc<[Start]>,
+}
 
 /// One `match` of one rule: what the list of routes is made of, since a rewrite of a prefix depends on which
 /// match it was.
@@ -105,9 +110,20 @@ pub struct Applied {
 }
 
 impl Routes {
+    pub(super) fn of(entries: Vec<Entry>) -> Self {
+        let starts = starts(&entries);
+        Self { entries: entries.into(), starts }
+    }
+
     pub(super) fn find(&self, request: &RequestView<'_>, port: u16, draw: u64) -> Option<Match<'_>> {
         let holds = |entry: &&Entry| entry.condition.as_ref().is_none_or(|c| c.matches(request));
-        let entry = self.0.iter().find(holds)?;
+        let entry = if self.starts.is_empty() {
+            self.entries.iter().find(holds)?
+        } else {
+            let path = Beginning::of(request.path);
+            let admitting = self.starts.iter().zip(&*self.entries).filter(|(start, _)| start.admits(path));
+            admitting.map(|(_, entry)| entry).find(holds)?
+        };
         let destination = match &entry.rule.action {
             Action::Forward(forward) => forward.destinations.choose(draw),
             Action::Redirect(_) | Action::Respond(_) => None,
@@ -117,27 +133,27 @@ impl Routes {
 
     /// The resource that the rules come from; `None` for a default route.
     pub fn resource(&self) -> Option<&ResourceRef> {
-        self.0.first()?.rule.resource.as_ref()
+        self.entries.first()?.rule.resource.as_ref()
     }
 
     /// How many conditions are tried at most.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 
     /// Whether there is no rule, so that every request fails with `no_route`.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.entries.is_empty()
     }
 
     /// The rules with the condition of each, in the order in which they are tried.
     pub fn iter(&self) -> impl Iterator<Item = (Option<&Condition>, &Arc<Rule>)> {
-        self.0.iter().map(|entry| (entry.condition.as_ref(), &entry.rule))
+        self.entries.iter().map(|entry| (entry.condition.as_ref(), &entry.rule))
     }
 
     /// Every destination that exists, of every rule.
     pub fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
-        self.0.iter().flat_map(|entry| match &entry.rule.action {
+        self.entries.iter().flat_map(|entry| match &entry.rule.action {
             Action::Forward(forward) => {
                 forward.destinations.iter().filter_map(|(_, to)| to.target.as_ref().ok()).collect()
             }
