@@ -146,6 +146,11 @@ bench-controller *ARGS:
 bench-decisions *ARGS:
     cargo bench -p mesh-bench --bench decisions -- {{ ARGS }}
 
+# Finds out anew which functions of mesh-proxy run when it starts and when it serves: the linker puts them first. Needs
+# valgrind, wrk and h2load. Not part of `all`.
+order:
+    mesh-proxy-bin/order
+
 # Licences, advisories and sources of the dependencies. Needs cargo-deny; not part of `all`.
 deny:
     cargo deny --all-features check
