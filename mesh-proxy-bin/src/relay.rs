@@ -283,6 +283,7 @@ impl<I: Side> Side for Counted<I> {
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Counted<I> {
+    #[inline]
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -299,6 +300,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Counted<I> {
 }
 
 impl<I: AsyncWrite + Unpin> Counted<I> {
+    #[inline]
     fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(written)) = &polled {
             self.record.sent(*written as u64);
@@ -308,6 +310,7 @@ impl<I: AsyncWrite + Unpin> Counted<I> {
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<I> {
+    #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
         self.count(polled)
@@ -323,6 +326,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<I> {
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
     }
+    #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }

@@ -243,6 +243,7 @@ impl Mesh {
 }
 
 impl AsyncRead for Dialed {
+    #[inline]
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -253,6 +254,7 @@ impl AsyncRead for Dialed {
 }
 
 impl AsyncWrite for Dialed {
+    #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -266,6 +268,7 @@ impl AsyncWrite for Dialed {
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
     }
+    #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
