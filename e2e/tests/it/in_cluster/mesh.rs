@@ -140,8 +140,13 @@ async fn both_peers_know_whom_they_speak_with_and_strangers_are_refused() {
         let of_web = metrics(&web).await.unwrap();
         assert!(of_web.contains(&format!("destination_principal=\"{}\"", principal("reviews"))), "{of_web}");
         let reviews = App::of(&namespace.pods("reviews").await[0]);
-        let of_reviews = metrics(&reviews).await.unwrap();
-        assert!(of_reviews.contains(&format!("source_principal=\"{}\"", principal("web"))), "{of_reviews}");
+        // A call goes to one of two pods.
+        wait::until_secs(20, "a call to this pod, by the caller's identity", async || {
+            assert_eq!(web.get(REVIEWS).await.status, Some(200));
+            let of_reviews = metrics(&reviews).await.unwrap();
+            of_reviews.contains(&format!("source_principal=\"{}\"", principal("web")))
+        })
+        .await;
     })
     .await;
 }
