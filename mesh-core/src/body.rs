@@ -27,6 +27,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::cluster::Permit;
 use crate::failure::Failure;
 
 /// Any error, boxed.
@@ -37,6 +38,8 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 pub struct Body {
     kind: Kind,
     limit: Option<Limit>,
+    /// Given up when the body ends, fails or is dropped.
+    permit: Option<Permit>,
 }
 
 /// Until when a body must have ended.
@@ -64,7 +67,18 @@ impl Body {
     }
 
     const fn of(kind: Kind) -> Self {
-        Self { kind, limit: None }
+        Self { kind, limit: None, permit: None }
+    }
+
+    /// The same body, which holds this permit until it ends, fails or is dropped.
+    #[must_use]
+    pub fn holding(self, permit: Permit) -> Self {
+        if http_body::Body::is_end_stream(&self) {
+            return self;
+        }
+        let mut held = if self.permit.is_some() { Self::of(Kind::Boxed(self.boxed_unsync())) } else { self };
+        held.permit = Some(permit);
+        held
     }
 
     /// The same body, which fails with `timeout` when it has not ended by `deadline`, and lets go of what it was
@@ -138,13 +152,17 @@ impl http_body::Body for Body {
             Kind::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
         };
-        match &mut self.limit {
-            Some(limit) if frame.is_pending() => {
+        match (&frame, &mut self.limit) {
+            (Poll::Ready(Some(Ok(_))), _) | (Poll::Pending, None) => frame,
+            (Poll::Ready(_), _) => {
+                self.permit = None;
+                frame
+            }
+            (Poll::Pending, Some(limit)) => {
                 let late = ready!(limit.poll(cx));
                 *self = Self::empty();
                 Poll::Ready(Some(Err(late)))
             }
-            _ => frame,
         }
     }
 
@@ -227,6 +245,32 @@ mod tests {
         let there = Body::from("x").until(started, second).collect().await.unwrap();
         assert_eq!(there.to_bytes(), "x");
         assert!(Body::empty().until(started, second).limit.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_permit_is_held_until_the_body_ends() {
+        use crate::cluster::{Cluster, ClusterKey, ClusterSettings, Gauge, ServiceName};
+        let name = ServiceName::new("a", "a", "");
+        let cluster =
+            Cluster::detached(ClusterKey::new("a", 1, ""), name, ClusterSettings::default(), Vec::new());
+        let permit = || cluster.try_acquire(Gauge::Requests, 9).unwrap();
+        let used = || cluster.in_use(Gauge::Requests);
+        drop(Body::from("x").holding(permit()));
+        assert_eq!(used(), 0);
+        let ended = Body::empty().holding(permit());
+        assert_eq!(used(), 0);
+        drop(ended);
+        // Two of them, each until the end.
+        let mut body = Body::from("x").holding(permit()).holding(permit());
+        assert_eq!(used(), 2);
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "x");
+        assert!(body.frame().await.is_none());
+        assert_eq!(used(), 0);
+        let error = BoxError::from("broken");
+        let failing = StreamBody::new(futures_util::stream::iter([Err::<Frame<Bytes>, _>(error)]));
+        let mut body = Body::new(failing).holding(permit());
+        assert!(body.frame().await.unwrap().is_err());
+        assert_eq!(used(), 0);
     }
 
     #[tokio::test]

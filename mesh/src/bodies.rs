@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{Request, Response};
 use mesh_core::body::{Body, BoxError};
+use mesh_policy::breaker::CountedBody;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
@@ -15,7 +16,7 @@ use tower_service::Service;
 #[derive(Debug, Clone)]
 pub struct AnyRequest<S>(pub(crate) S);
 
-/// Gives responses with [`Body`], whatever the service behind it gives.
+/// Gives responses with [`Body`], which hold what a circuit breaker's hold: of a [`Body`] that is no box more.
 #[derive(Debug, Clone)]
 pub struct OneResponse<S>(pub(crate) S);
 
@@ -50,7 +51,7 @@ where
 
 impl<S, A, B> Service<Request<A>> for OneResponse<S>
 where
-    S: Service<Request<A>, Response = Response<B>>,
+    S: Service<Request<A>, Response = Response<CountedBody<B>>>,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
@@ -69,13 +70,21 @@ where
 
 impl<F, B, E> Future for OneResponseFuture<F>
 where
-    F: Future<Output = Result<Response<B>, E>>,
+    F: Future<Output = Result<Response<CountedBody<B>>, E>>,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
     type Output = Result<Response<Body>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(ready!(self.project().inner.poll(cx)).map(|response| response.map(Body::new)))
+        let response = ready!(self.project().inner.poll(cx))?;
+        Poll::Ready(Ok(response.map(|body| {
+            let (body, permit) = body.into_parts();
+            let body = Body::new(body);
+            match permit {
+                Some(permit) => body.holding(permit),
+                None => body,
+            }
+        })))
     }
 }

@@ -22,6 +22,11 @@ impl<B> CountedBody<B> {
         Self { inner, permit }
     }
 
+    /// The body within, and what is held for it, for a body that holds it itself.
+    pub fn into_parts(self) -> (B, Option<Permit>) {
+        (self.inner, self.permit)
+    }
+
     /// The body within.
     pub fn get_ref(&self) -> &B {
         &self.inner
