@@ -70,6 +70,19 @@ impl Report {
     }
 }
 
+/// Tells where a request with these extensions went; the first one wins.
+pub(crate) fn tell(extensions: &Extensions, upstream: impl FnOnce() -> Upstream) {
+    if let Some(attempt) = extensions.get::<Attempt>() {
+        if attempt.upstream().is_none() {
+            attempt.set_upstream(upstream());
+        }
+    } else if let Some(facts) = extensions.get::<Facts>()
+        && facts.upstream().is_none()
+    {
+        facts.set_upstream(upstream());
+    }
+}
+
 /// What is known of where a request goes before a connection is made.
 pub(crate) fn unconnected(endpoint: Arc<Endpoint>) -> Upstream {
     let address = match &endpoint.key().address {

@@ -100,6 +100,7 @@ impl Decoder {
 
     /// How many bytes of this input, which comes next, are all that is missing, none of them data or trailers; the body
     /// has ended then. Else 0.
+    #[inline]
     pub fn ends_with(&mut self, input: &[u8]) -> usize {
         const END: &[u8] = b"\r\n0\r\n\r\n";
         if !matches!(self.state, State::DataCr) || !input.starts_with(END) {
@@ -113,6 +114,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The body is not what its framing says, or goes over a limit. There is no reading on.
+    #[inline]
     pub fn decode(&mut self, input: &[u8]) -> Result<Step, Malformed> {
         let mut used = 0;
         while let Some(rest) = input.get(used..) {

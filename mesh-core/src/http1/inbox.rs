@@ -44,6 +44,7 @@ impl Inbox {
     }
 
     /// Nothing waits to be used.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.unread.is_empty() && self.room.is_empty()
     }
@@ -54,6 +55,7 @@ impl Inbox {
     }
 
     /// Lets go of room beyond [`MAX_KEPT`].
+    #[inline]
     pub fn settle(&mut self) {
         self.much = false;
         if self.unread.is_empty() {
@@ -159,6 +161,7 @@ impl Inbox {
     ///
     /// # Errors
     /// The body is not what its framing says.
+    #[inline]
     pub fn decode(&mut self, decoder: &mut Decoder) -> Result<Option<Option<Frame<Bytes>>>, Malformed> {
         if self.unread.is_empty() && !self.room.is_empty() {
             self.unread = self.room.split().freeze();
@@ -226,6 +229,7 @@ pub enum BodyError {
 }
 
 /// So many bytes are empty lines, before anything else.
+#[inline]
 fn empty_lines(bytes: &[u8]) -> usize {
     let mut rest = bytes;
     while let [b'\r', b'\n', behind @ ..] | [b'\n', behind @ ..] = rest {

@@ -3,6 +3,7 @@
 use http::{HeaderName, HeaderValue};
 
 /// Digits alone, as a number.
+#[inline]
 pub fn number(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
@@ -16,6 +17,7 @@ pub fn number(text: &[u8]) -> Option<u64> {
 }
 
 /// Whether a list has this token, in whatever case.
+#[inline]
 pub fn lists(value: &HeaderValue, token: &str) -> bool {
     value.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
@@ -28,6 +30,7 @@ pub fn asks_for_another(upgrade: &HeaderValue) -> bool {
 }
 
 /// Writes a line with its end.
+#[inline]
 pub fn write(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.reserve(name.len() + value.len() + 4);
     out.extend_from_slice(name);

@@ -36,7 +36,7 @@ use std::fmt;
 pub use decode::{Decoder, Step, What};
 pub use inbox::{BodyError, Inbox, MAX_KEPT, READ_MUCH};
 pub use outbox::{Outbox, SendError};
-pub use request::{ParsedRequest, RequestHead, parse_request};
+pub use request::{ParsedRequest, RequestHead, headers_of, parse_request};
 pub use spare::{READ, to_write};
 
 /// The most headers, and the most trailers, of a message.

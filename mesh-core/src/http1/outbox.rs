@@ -62,6 +62,7 @@ impl Outbox {
     /// Sends `head`, then a body that ends as `framing` says; where that is with chunks, then those trailers that
     /// `trailers` names. The head waits for a body that is on its way up to `yields` turns of the scheduler, so that
     /// both go out in one write.
+    #[inline]
     pub fn new(head: Vec<u8>, framing: Framing, trailers: Vec<HeaderName>, yields: u8) -> Self {
         let left = match framing {
             Framing::Length(0) | Framing::None => Left::Nothing,
@@ -147,6 +148,7 @@ impl Outbox {
         Ok(false)
     }
 
+    #[inline]
     fn data(&mut self, data: Bytes) -> Result<(), SendError> {
         if data.is_empty() {
             return Ok(());
@@ -174,6 +176,7 @@ impl Outbox {
     }
 
     /// The end of a chunk comes when all of it was taken.
+    #[inline]
     fn end_chunk(&mut self) {
         if self.left == Left::ChunkEnd && self.piece.is_empty() {
             self.joined.extend_from_slice(b"\r\n");
@@ -201,6 +204,7 @@ impl Outbox {
         Ok(())
     }
 
+    #[inline]
     fn is_written(&self) -> bool {
         self.at == self.joined.len() && self.piece.is_empty()
     }
@@ -234,6 +238,7 @@ impl Outbox {
         })
     }
 
+    #[inline]
     fn give_back(&mut self) {
         if self.joined.capacity() > 0 {
             spare::written(std::mem::take(&mut self.joined));

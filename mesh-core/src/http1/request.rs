@@ -9,6 +9,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use super::line::{asks_for_another, lists, number};
 use super::{Framing, MAX_HEADERS, Malformed};
 
+/// Headers for which there is room beside those that come: what the mesh adds to a request.
+const ROOM: usize = 4;
+
 /// The head of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestHead {
@@ -49,6 +52,7 @@ pub enum ParsedRequest {
 /// It is none (RFC 9112, sections 3 and 5), is larger than `most` or has more than [`MAX_HEADERS`] headers, does not name
 /// one host (section 3.2; HTTP/1.0 need not), or says how its body ends in a way that two readers may understand
 /// differently (section 6.3).
+#[inline]
 pub fn parse_request(bytes: &Bytes, most: usize, spare: &mut HeaderMap) -> Result<ParsedRequest, Malformed> {
     let mut room = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
@@ -72,17 +76,8 @@ pub fn parse_request(bytes: &Bytes, most: usize, spare: &mut HeaderMap) -> Resul
     let uri = Uri::from_maybe_shared(bytes.slice_ref(path)).map_err(|_| Malformed::NO_HEAD)?;
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
 
-    let mut headers = std::mem::take(spare);
-    headers.clear();
-    headers.reserve(parsed.headers.len());
     let mut seen = Seen::default();
-    for header in &*parsed.headers {
-        let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| Malformed::NO_HEAD)?;
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(header.value));
-        let value = value.map_err(|_| Malformed::NO_HEAD)?;
-        seen.note(&name, &value)?;
-        headers.append(name, value);
-    }
+    let mut headers = headers_of(bytes, parsed.headers, spare, ROOM, |name, value| seen.note(name, value))?;
     if let (Some(length), true) = (seen.length, seen.lengths > 1) {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
@@ -105,6 +100,31 @@ pub fn parse_request(bytes: &Bytes, most: usize, spare: &mut HeaderMap) -> Resul
     Ok(ParsedRequest::Head(head, taken))
 }
 
+/// The headers of a head that httparse has found in `bytes`. `spare` gives its room to them, and they have room for so
+/// many `more`; `note` is told of each, and may refuse it.
+///
+/// # Errors
+/// One of them is none, or is refused.
+pub fn headers_of(
+    bytes: &Bytes,
+    parsed: &[httparse::Header<'_>],
+    spare: &mut HeaderMap,
+    more: usize,
+    mut note: impl FnMut(&HeaderName, &HeaderValue) -> Result<(), Malformed>,
+) -> Result<HeaderMap, Malformed> {
+    let mut headers = std::mem::take(spare);
+    headers.clear();
+    headers.reserve(parsed.len().saturating_add(more));
+    for header in parsed {
+        let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| Malformed::NO_HEAD)?;
+        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(header.value));
+        let value = value.map_err(|_| Malformed::NO_HEAD)?;
+        note(&name, &value)?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
 /// What a request's headers say of itself and its connection.
 #[derive(Debug, Default)]
 struct Seen {
@@ -123,6 +143,7 @@ struct Seen {
 }
 
 impl Seen {
+    #[inline]
     fn note(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), Malformed> {
         match *name {
             HOST => self.hosts = self.hosts.saturating_add(1),
@@ -160,6 +181,7 @@ impl Seen {
         Ok(())
     }
 
+    #[inline]
     fn framing(&self, version: Version) -> Result<Framing, Malformed> {
         if self.chunked > 0 && self.length.is_some() {
             return Err(Malformed::BOTH);

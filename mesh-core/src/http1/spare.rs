@@ -36,11 +36,13 @@ pub(super) fn poll_read<T>(
 }
 
 /// An empty buffer for a head; the thread's own where nobody has it. [`Outbox`](super::Outbox) gives it back.
+#[inline]
 pub fn to_write() -> Vec<u8> {
     TO_WRITE.take()
 }
 
 /// Takes it back.
+#[inline]
 pub(super) fn written(mut buffer: Vec<u8>) {
     if buffer.capacity() <= KEPT {
         buffer.clear();

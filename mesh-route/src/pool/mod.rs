@@ -65,6 +65,7 @@ mod gather;
 pub mod h1;
 mod handshake;
 mod io;
+mod kept;
 mod shared;
 mod take;
 mod upgrade;
@@ -170,9 +171,13 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, dispatch: Dispatch<Body>) -> ResponseFuture {
+    fn call(&mut self, mut dispatch: Dispatch<Body>) -> ResponseFuture {
         // Counted here, so that the next choice of a balancer knows of it.
-        let in_flight = dispatch.endpoint.state().begin();
+        let mut in_flight = Some(dispatch.endpoint.state().begin());
+        if let Some(kept) = kept::begin(&self.shared, self.shard, &mut dispatch, &mut in_flight) {
+            return ResponseFuture(Box::pin(kept));
+        }
+        let in_flight = in_flight.unwrap_or_else(|| dispatch.endpoint.state().begin());
         let (connector, shared) = (self.connector.clone(), Arc::clone(&self.shared));
         ResponseFuture(Box::pin(take::send(connector, shared, self.shard, dispatch, in_flight)))
     }

@@ -90,7 +90,8 @@ where
     let report = Report::of(request.extensions());
     let version = request.version();
     let settings = cluster.load_settings();
-    let want = wanted(&request, &settings, endpoint.key());
+    let upgrade = wire::is_upgrade(request.headers());
+    let want = wanted(&request, &settings, endpoint.key(), upgrade);
     let mut taker = Taker::new(connector, cluster, endpoint, shared, shard, &settings, want);
     async move {
         let target = Arc::clone(&taker.home.target);
@@ -146,8 +147,12 @@ async fn withdrawn(cluster: &Cluster, endpoint: &Endpoint) {
 
 /// What to speak, as far as the endpoint can. Only a proxy carries, and it is reached with the mesh's TLS; where
 /// a connection serves one request there is nothing to share.
-fn wanted(request: &Request<Body>, settings: &ClusterSettings, endpoint: &EndpointKey) -> HttpVersion {
-    let upgrade = wire::is_upgrade(request.headers());
+pub(super) fn wanted(
+    request: &Request<Body>,
+    settings: &ClusterSettings,
+    endpoint: &EndpointKey,
+    upgrade: bool,
+) -> HttpVersion {
     let want = wire::wanted(settings.protocol, request.version(), upgrade);
     let carry = want == HttpVersion::Http1
         && settings.carry
@@ -170,7 +175,7 @@ enum Failed {
 }
 
 /// An answer, and what it holds of its connection.
-enum Answered {
+pub(super) enum Answered {
     Http1(h1::Answered),
     Http2(Response<Incoming>, Stream),
 }
@@ -221,7 +226,12 @@ async fn exchange(conn: Conn, request: Request<Body>, home: &Home, reused: bool)
     }
 }
 
-fn finish(answered: Answered, home: Home, in_flight: InFlight, version: Version) -> Response<Body> {
+pub(super) fn finish(
+    answered: Answered,
+    home: Home,
+    in_flight: InFlight,
+    version: Version,
+) -> Response<Body> {
     match answered {
         Answered::Http2(response, stream) => {
             let (mut parts, incoming) = response.into_parts();

@@ -29,7 +29,10 @@ pub(super) fn wanted(protocol: Protocol, version: Version, upgrade: bool) -> Htt
 
 /// Whether the caller asks for another protocol on this connection.
 pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers.get_all(UPGRADE).iter().any(line::asks_for_another) && lists(headers, "upgrade")
+    // Hardly any head has the header, and to look at each name is less than to look one up.
+    headers.keys().any(|name| *name == UPGRADE)
+        && headers.get_all(UPGRADE).iter().any(line::asks_for_another)
+        && lists(headers, "upgrade")
 }
 
 /// Gives the request the form that `to` wants: origin-form and `Host`, or an absolute URI without `Host`.
@@ -43,11 +46,21 @@ pub(super) fn prepare<B>(
     cluster: &ClusterKey,
 ) -> Result<(), Failure> {
     // Only what is no upgrade is carried.
-    let upgrade = to == HttpVersion::Http1 && is_upgrade(request.headers());
-    strip(request.headers_mut(), upgrade);
-    if upgrade {
+    if to == HttpVersion::Http1 && is_upgrade(request.headers()) {
+        strip(request.headers_mut(), true);
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        return http1(request, cluster);
     }
+    prepare_plain(request, to, cluster)
+}
+
+/// [`prepare`], for a request that is no upgrade.
+pub(super) fn prepare_plain<B>(
+    request: &mut Request<B>,
+    to: HttpVersion,
+    cluster: &ClusterKey,
+) -> Result<(), Failure> {
+    strip(request.headers_mut(), false);
     match to {
         HttpVersion::Http1 => http1(request, cluster),
         HttpVersion::Http2 | HttpVersion::Carried => http2(request, cluster),
@@ -64,7 +77,7 @@ fn http1<B>(request: &mut Request<B>, cluster: &ClusterKey) -> Result<(), Failur
             let value = HeaderValue::from_str(host).map_err(bad)?;
             request.headers_mut().insert(HOST, value);
         }
-    } else if !request.headers().contains_key(HOST) {
+    } else if !request.headers().keys().any(|name| *name == HOST) {
         let value = HeaderValue::from_str(&own_name(cluster)).map_err(bad)?;
         request.headers_mut().insert(HOST, value);
     }
@@ -116,11 +129,18 @@ impl Own {
     fn of(headers: &HeaderMap) -> Self {
         let mut own = Self::default();
         for name in headers.keys() {
+            // `HOP_BY_HOP` once more, as texts, which are told apart by their lengths first.
             match name.as_str() {
                 "connection" => own.connection = true,
                 "upgrade" => own.upgrade = true,
                 "te" => own.te = true,
-                name => own.hop_by_hop |= HOP_BY_HOP.iter().any(|hop| hop.as_str() == name),
+                "keep-alive"
+                | "proxy-connection"
+                | "proxy-authenticate"
+                | "proxy-authorization"
+                | "http2-settings"
+                | "transfer-encoding" => own.hop_by_hop = true,
+                _ => {}
             }
         }
         own
@@ -254,6 +274,14 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, ["host", "te", "x-mesh-reason"]);
         assert_eq!(request.headers()["te"], "trailers");
+    }
+
+    #[test]
+    fn each_name_of_the_list_is_seen() {
+        for name in &HOP_BY_HOP {
+            let headers = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("x"))]);
+            assert!(Own::of(&headers).hop_by_hop, "{name}");
+        }
     }
 
     #[test]

@@ -2,11 +2,10 @@
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body::Body as _;
+use http::{Method, Request, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use mesh_core::body::Body;
 use mesh_core::failure::Failure;
@@ -14,10 +13,11 @@ use mesh_core::http1::Decoder;
 use tokio::task::AbortHandle;
 
 use super::super::shared::lock;
+use super::super::wire::is_upgrade;
 use super::conn::Reading;
 use super::head::{Asked, Head, framing_of};
 use super::send::Sending;
-use super::{Conn, Error};
+use super::{Conn, Error, Framing};
 
 /// What came of an exchange.
 #[derive(Debug)]
@@ -59,56 +59,90 @@ pub(super) struct Both {
     pub(super) reader: Option<Waker>,
 }
 
+/// A request on its way, and its response until its head has come.
+///
+/// Dropped, it takes the connection with it.
+#[derive(Debug)]
+pub(in super::super) struct Exchange {
+    /// `None` when the head has come.
+    on: Option<Conn>,
+    sending: Option<Sending>,
+    reading: Reading,
+    /// Why the request could not be sent to its end.
+    broken: Option<Error>,
+}
+
 /// Sends `request` and reads the head of its response. `fresh` is a connection that was not looked at before.
 ///
 /// Dropped, it takes the connection with it.
 pub(in super::super) async fn exchange(
     mut conn: Conn,
-    request: Request<Body>,
+    mut request: Request<Body>,
     fresh: bool,
 ) -> Result<Answered, Failed> {
     if fresh && !poll_fn(|cx| Poll::Ready(conn.poll_is_open(cx))).await {
         return Err(Failed::Back(Box::new(request)));
     }
-    let body = request.body();
-    let framing = match framing_of(request.headers(), body.is_end_stream(), body.size_hint().exact()) {
+    let framing = match framing_of(&request) {
         Ok(framing) => framing,
         Err(failure) => return Err(Failed::Refused(failure, conn)),
     };
-    let asked = Asked::of(&request);
-    conn.begin();
-    let (mut sending, headers) = Sending::new(request, framing);
-    let mut reading = Reading::new(asked, headers);
-    let mut broken = None;
-    let head = poll_fn(|cx| {
-        if broken.is_none()
+    let upgrade = is_upgrade(request.headers());
+    let mut exchange = Exchange::new(conn, &mut request, framing, upgrade);
+    drop(request);
+    poll_fn(|cx| exchange.poll(cx)).await.map_err(Failed::Sent)
+}
+
+impl Exchange {
+    /// Of a request whose body ends as [`framing_of`] says; what is to be sent of it is taken out of it.
+    pub(in super::super) fn new(
+        mut conn: Conn,
+        request: &mut Request<Body>,
+        framing: Framing,
+        upgrade: bool,
+    ) -> Self {
+        let asked = Asked {
+            head: *request.method() == Method::HEAD,
+            connect: *request.method() == Method::CONNECT,
+            upgrade,
+        };
+        conn.begin();
+        let (sending, headers) = Sending::new(request, framing);
+        let reading = Reading::new(asked, headers);
+        Self { on: Some(conn), sending: Some(sending), reading, broken: None }
+    }
+
+    /// Sends and reads what can be; ready, once, when the head of the response has come.
+    ///
+    /// # Errors
+    /// The request may have been received.
+    pub(in super::super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answered, Error>> {
+        let (Some(conn), Some(sending)) = (&mut self.on, &mut self.sending) else { return Poll::Pending };
+        if self.broken.is_none()
             && let Poll::Ready(Err(error)) = sending.poll(cx, &mut *conn.io)
         {
             if let Error::Body(_) = error {
                 return Poll::Ready(Err(error));
             }
             // It may have answered before it closed.
-            broken = Some(error);
+            self.broken = Some(error);
         }
-        match conn.poll_head(cx, &mut reading) {
-            Poll::Ready(Err(Error::Ended | Error::Io(_))) if broken.is_some() => {
-                Poll::Ready(Err(broken.take().unwrap_or(Error::Ended)))
+        let head = match ready!(conn.poll_head(cx, &mut self.reading)) {
+            Err(Error::Ended | Error::Io(_)) if self.broken.is_some() => {
+                return Poll::Ready(Err(self.broken.take().unwrap_or(Error::Ended)));
             }
-            head => head,
-        }
-    })
-    .await
-    .map_err(Failed::Sent)?;
-    conn.served = conn.served.saturating_add(1);
-    let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
-    let (last, decoder) = (!head.keep_alive || broken.is_some(), Decoder::new(head.framing));
-    let head = response(head);
-    let held = if sending.is_done() || broken.is_some() || switching {
-        Held::Whole(conn)
-    } else {
-        go_on(conn, sending)
-    };
-    Ok(Answered { head, decoder, held, last })
+            head => head?,
+        };
+        conn.served = conn.served.saturating_add(1);
+        let broken = self.broken.is_some();
+        let (Some(conn), Some(sending)) = (self.on.take(), self.sending.take()) else { return Poll::Pending };
+        let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let (last, decoder) = (!head.keep_alive || broken, Decoder::new(head.framing));
+        let head = response(head);
+        let held =
+            if sending.is_done() || broken || switching { Held::Whole(conn) } else { go_on(conn, sending) };
+        Poll::Ready(Ok(Answered { head, decoder, held, last }))
+    }
 }
 
 fn response(head: Head) -> Response<()> {

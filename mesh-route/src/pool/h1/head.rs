@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use mesh_core::failure::{Failure, FailureCode};
+use mesh_core::http1::headers_of;
 use mesh_core::http1::line::{self, lists, number};
 
 use super::super::wire;
@@ -86,17 +87,8 @@ pub fn parse(bytes: &Bytes, asked: Asked, spare: &mut HeaderMap) -> Result<Parse
     let reason = reason.map(|reason| Bytes::copy_from_slice(reason.as_bytes()));
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
 
-    let mut headers = std::mem::take(spare);
-    headers.clear();
-    headers.reserve(parsed.headers.len());
     let mut seen = Seen::default();
-    for header in &*parsed.headers {
-        let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| Malformed::NO_HEAD)?;
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(header.value));
-        let value = value.map_err(|_| Malformed::NO_HEAD)?;
-        seen.note(&name, &value)?;
-        headers.append(name, value);
-    }
+    let mut headers = headers_of(bytes, parsed.headers, spare, 0, |name, value| seen.note(name, value))?;
     if let (Some(length), true) = (seen.length, seen.lengths > 1) {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
@@ -196,9 +188,13 @@ fn length_of(value: &HeaderValue) -> Option<u64> {
 ///
 /// # Errors
 /// `bad_request`: the head says another length than the body has, or says none that is one.
-pub(super) fn framing_of(headers: &HeaderMap, ended: bool, exact: Option<u64>) -> Result<Framing, Failure> {
+pub(in super::super) fn framing_of<B: http_body::Body>(request: &Request<B>) -> Result<Framing, Failure> {
+    let (headers, ended) = (request.headers(), request.body().is_end_stream());
+    let exact = request.body().size_hint().exact();
     let mut said = None;
-    for value in headers.get_all(CONTENT_LENGTH) {
+    // Most requests have no body, and to look at each name is less than to look one up.
+    let says = headers.keys().any(|name| *name == CONTENT_LENGTH);
+    for value in says.then(|| headers.get_all(CONTENT_LENGTH)).into_iter().flatten() {
         let length = length_of(value).ok_or_else(|| refused("content-length is not one number"))?;
         if said.is_some_and(|other| other != length) {
             return Err(refused("there are several content-length"));

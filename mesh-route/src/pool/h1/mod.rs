@@ -53,7 +53,8 @@ pub use mesh_core::http1::{Framing, MAX_HEADERS, Malformed};
 
 pub(super) use body::Leased;
 pub(super) use conn::{Conn, Connection, Io};
-pub(super) use exchange::{Answered, Failed, exchange};
+pub(super) use exchange::{Answered, Exchange, Failed, exchange};
+pub(super) use head::framing_of;
 pub use head::{Asked, Head, Parsed, parse};
 
 /// The largest head of a response, in bytes; also all informational ones before it together.

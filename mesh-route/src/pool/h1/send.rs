@@ -23,18 +23,17 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// Of a request that says the truth about its body's length; gives the room of its headers back.
-    pub(super) fn new(request: Request<Body>, framing: Framing) -> (Self, HeaderMap) {
-        let (parts, body) = request.into_parts();
+    /// Of a request that says the truth about its body's length; takes that body, and the headers, whose room it gives.
+    pub(super) fn new(request: &mut Request<Body>, framing: Framing) -> (Self, HeaderMap) {
+        let headers = std::mem::take(request.headers_mut());
         let mut written = to_write();
-        head::write(&mut written, &parts.method, &parts.uri, &parts.headers, framing);
+        head::write(&mut written, request.method(), request.uri(), &headers, framing);
         // A request has no end but its own.
         let framing = if framing == Framing::Close { Framing::None } else { framing };
-        let trailers =
-            if framing == Framing::Chunked { Outbox::announced(&parts.headers) } else { Vec::new() };
+        let trailers = if framing == Framing::Chunked { Outbox::announced(&headers) } else { Vec::new() };
         let out = Outbox::new(written, framing, trailers, MAX_YIELDS);
-        let body = if out.needs_body() { body } else { Body::empty() };
-        (Self { body, out }, parts.headers)
+        let body = if out.needs_body() { std::mem::take(request.body_mut()) } else { Body::empty() };
+        (Self { body, out }, headers)
     }
 
     /// Whether all of it was sent.
