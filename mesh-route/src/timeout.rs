@@ -106,7 +106,9 @@ impl<S> Timeout<S> {
     fn limit<B>(&self, request: &Request<B>) -> Option<Duration> {
         let route = Facts::of(request).and_then(RoutePolicy::of).map_or(self.own, |r| r.timeout);
         let headers = request.headers();
-        let call = headers.get(GRPC_TIMEOUT).filter(|_| is_grpc(headers)).and_then(grpc_timeout);
+        // Most heads have none, and to look at each name is less than to look one up.
+        let call = headers.keys().any(|name| *name == GRPC_TIMEOUT) && is_grpc(headers);
+        let call = if call { headers.get(GRPC_TIMEOUT).and_then(grpc_timeout) } else { None };
         match (route, call) {
             (Some(route), Some(call)) => Some(route.min(call)),
             (route, call) => route.or(call),

@@ -119,6 +119,10 @@ fn grpc(policy: &RetryPolicy, headers: &HeaderMap) -> bool {
     if !GRPC_CONDITIONS.iter().any(|condition| policy.retry_on.has(*condition)) {
         return false;
     }
+    // Hardly any head has it, and to look at each name is less than to look one up.
+    if !headers.keys().any(|name| *name == GRPC_STATUS) {
+        return false;
+    }
     let code = headers.get(GRPC_STATUS).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let condition = match code.map(GrpcCode) {
         Some(GrpcCode::CANCELLED) => Condition::Cancelled,

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
+use http::{Extensions, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use mesh_core::body::{Body, BoxError};
 use mesh_core::cluster::{Cluster, Endpoint, Permit, RetryBudget};
@@ -74,13 +74,14 @@ enum Budgeted {
     Own(Arc<Own>),
 }
 
-/// A request as it is sent in every try.
+/// A request as it is sent in every try. Few are sent again, so what is kept of it is what costs least to keep: a list
+/// of headers is made into a map when it is wanted.
 #[derive(Debug)]
 struct Head {
     method: Method,
     uri: Uri,
     version: Version,
-    headers: HeaderMap,
+    headers: Vec<(HeaderName, HeaderValue)>,
     /// `None` where the facts were the only one, which is known anyway.
     extensions: Option<Extensions>,
 }
@@ -91,8 +92,7 @@ pin_project! {
     pub struct ResponseFuture<S, F> {
         #[pin]
         state: State<F>,
-        #[pin]
-        limit: Option<Sleep>,
+        limit: Option<Timer>,
         request: Running<S>,
     }
 }
@@ -101,10 +101,17 @@ pin_project! {
     #[project = StateProj]
     enum State<F> {
         Trying { #[pin] future: F },
-        Waiting { #[pin] sleep: Sleep },
-        Starved { #[pin] sleep: Sleep, result: Option<Tried> },
+        Waiting { sleep: Timer },
+        Starved { sleep: Timer, result: Option<Box<Tried>> },
         Ready,
     }
+}
+
+/// Boxed, as is all that few requests need: what a future has room for is moved about with each request.
+type Timer = Pin<Box<Sleep>>;
+
+fn timer(duration: Duration) -> Timer {
+    Box::pin(sleep(duration))
 }
 
 /// All that one request needs between its tries.
@@ -114,7 +121,7 @@ struct Running<S> {
     facts: Option<Facts>,
     method: Method,
     /// `None` where there is no retry.
-    head: Option<Head>,
+    head: Option<Box<Head>>,
     replay: Replay,
     attempt: Attempt,
     tried: Vec<Arc<Endpoint>>,
@@ -228,13 +235,15 @@ where
         let (head, replay, body) = if policy.attempts == 0 {
             (None, Replay::new(Body::empty()), body)
         } else {
-            let head = Head {
+            let mut headers = Vec::with_capacity(parts.headers.len());
+            headers.extend(parts.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+            let head = Box::new(Head {
                 method: parts.method.clone(),
                 uri: parts.uri.clone(),
                 version: parts.version,
-                headers: parts.headers.clone(),
+                headers,
                 extensions: (facts.is_none() || parts.extensions.len() > 1).then(|| parts.extensions.clone()),
-            };
+            });
             let replay = Replay::new(body);
             let body = replay.next();
             (Some(head), replay, body)
@@ -242,7 +251,7 @@ where
         let mut request = Request::from_parts(parts, body);
         let attempt = Attempt::default();
         mark(&mut request, &attempt, facts.as_ref(), 1);
-        let limit = policy.per_try_timeout.map(sleep);
+        let limit = policy.per_try_timeout.map(timer);
         let future = inner.call(request);
         let own = Arc::clone(&self.own);
         let running = Running {
@@ -340,7 +349,11 @@ impl<S> Running<S> {
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = head.uri.clone();
         *request.version_mut() = head.version;
-        *request.headers_mut() = head.headers.clone();
+        let headers = request.headers_mut();
+        headers.reserve(head.headers.len());
+        for (name, value) in &head.headers {
+            headers.append(name.clone(), value.clone());
+        }
         match (&head.extensions, &self.facts) {
             (Some(extensions), _) => *request.extensions_mut() = extensions.clone(),
             (None, Some(facts)) => facts.clone().insert(&mut request),
@@ -377,7 +390,7 @@ where
                 StateProj::Trying { future } => match future.poll(cx) {
                     Poll::Ready(result) => result.map_err(|e| TryError::of(e.into())),
                     Poll::Pending => {
-                        let late = this.limit.as_mut().as_pin_mut().is_some_and(|l| l.poll(cx).is_ready());
+                        let late = this.limit.as_mut().is_some_and(|l| l.as_mut().poll(cx).is_ready());
                         if !late {
                             return Poll::Pending;
                         }
@@ -387,18 +400,18 @@ where
                     }
                 },
                 StateProj::Waiting { sleep } => {
-                    if sleep.poll(cx).is_pending() {
+                    if sleep.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
                     this.state.set(State::Ready);
                     continue;
                 }
                 StateProj::Starved { sleep, result } => {
-                    if sleep.poll(cx).is_pending() {
+                    if sleep.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
                     match result.take() {
-                        Some(result) => result,
+                        Some(result) => *result,
                         None => Err(Failure::new(FailureCode::Internal).into()),
                     }
                 }
@@ -408,7 +421,7 @@ where
                     Poll::Ready(Ok(())) => match this.request.next_request() {
                         Some(request) => {
                             let future = this.request.inner.call(request);
-                            this.limit.set(this.request.policy().per_try_timeout.map(sleep));
+                            *this.limit = this.request.policy().per_try_timeout.map(timer);
                             this.state.set(State::Trying { future });
                             continue;
                         }
@@ -418,9 +431,10 @@ where
             };
             match this.request.again(&result) {
                 // The try's future goes first: what it holds may be what the next one needs.
-                Next::Retry(pause) => this.state.set(State::Waiting { sleep: sleep(pause) }),
+                Next::Retry(pause) => this.state.set(State::Waiting { sleep: timer(pause) }),
                 Next::Starved => {
-                    this.state.set(State::Starved { sleep: sleep(BUDGET_PAUSE), result: Some(result) });
+                    this.state
+                        .set(State::Starved { sleep: timer(BUDGET_PAUSE), result: Some(Box::new(result)) });
                 }
                 Next::Final => return Poll::Ready(this.request.finish(result)),
             }
