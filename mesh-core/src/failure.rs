@@ -525,11 +525,20 @@ impl Failure {
 }
 
 /// Whether a request is a gRPC call, by its content type.
+#[inline]
 pub fn is_grpc(headers: &HeaderMap) -> bool {
+    // To look at each name of a head is less than to look one up, which is hashed.
     headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|v| v.as_bytes().strip_prefix(b"application/grpc"))
-        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        .iter()
+        .find(|(name, _)| **name == header::CONTENT_TYPE)
+        .is_some_and(|(_, value)| is_grpc_type(value))
+}
+
+/// Whether this is the `content-type` of gRPC.
+#[inline]
+pub fn is_grpc_type(content_type: &HeaderValue) -> bool {
+    let rest = content_type.as_bytes().strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 impl From<FailureCode> for Failure {

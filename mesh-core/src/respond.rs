@@ -48,7 +48,7 @@ use tower_service::Service;
 
 use crate::body::BoxError;
 use crate::facts::{Direction, Facts};
-use crate::failure::{DETAIL_HEADER, Failure, FailureCode, REASON_HEADER, is_grpc};
+use crate::failure::{DETAIL_HEADER, Failure, FailureCode, REASON_HEADER, is_grpc_type};
 
 /// The largest URI and headers of a request, in bytes: Istio's default.
 pub const MAX_HEADER_BYTES: usize = 60 * 1024;
@@ -145,8 +145,7 @@ where
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let facts = Facts::of_or_insert(&mut request);
-        let grpc = is_grpc(request.headers());
-        let (size, forged) = measure(&request);
+        let (size, forged, grpc) = measure(&request);
         if forged {
             strip(request.headers_mut());
         }
@@ -215,16 +214,21 @@ fn finish<R>(
     response
 }
 
-/// What a request's URI and headers come to, in bytes, and whether there is something to [`strip`].
+/// What a request's URI and headers come to, in bytes, whether there is something to [`strip`], and whether it is a gRPC
+/// call: one look at each header.
 #[inline]
-fn measure<A>(request: &Request<A>) -> (usize, bool) {
+fn measure<A>(request: &Request<A>) -> (usize, bool, bool) {
     let mut size = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
     let mut forged = false;
+    let mut grpc = None;
     for (name, value) in request.headers() {
         size += name.as_str().len() + value.len();
         forged |= is_own(name);
+        if grpc.is_none() && *name == header::CONTENT_TYPE {
+            grpc = Some(is_grpc_type(value));
+        }
     }
-    (size, forged)
+    (size, forged, grpc.unwrap_or(false))
 }
 
 fn is_own(name: &HeaderName) -> bool {

@@ -8,8 +8,15 @@ use mesh_core::cluster::EndpointAddress;
 use mesh_core::facts::{Direction, Facts};
 use mesh_core::failure::{Failure, FailureCode};
 
-use super::escape::{Quoting, json_string, text_field};
+use super::escape::{Quoting, json_string, json_text, text_field};
 use super::time;
+
+/// A member's key with all that stands around it, so that it is copied as one piece.
+macro_rules! key {
+    ($key:literal) => {
+        concat!(",\"", $key, "\":")
+    };
+}
 
 /// How much of a path is logged, in bytes.
 pub const MAX_PATH: usize = 2048;
@@ -99,12 +106,26 @@ impl<'a> Entry<'a> {
         let mut line = Json(out);
         line.string(key!("method"), self.method.map(str::as_bytes), MAX_FIELD);
         line.string(key!("path"), self.path, MAX_PATH);
-        line.string(key!("protocol"), self.protocol.map(str::as_bytes), MAX_FIELD);
+        line.clean(key!("protocol"), self.protocol.map(str::as_bytes));
         line.number(key!("response_code"), Some(self.response_code.into()));
-        line.string(key!("response_flags"), Some(self.response_flags.as_bytes()), MAX_FIELD);
-        line.built(key!("response_code_details"), |o| self.code_details(o));
-        line.string(key!("connection_termination_details"), self.termination(), MAX_FIELD);
-        line.built(key!("upstream_transport_failure_reason"), |o| self.transport_failure(o));
+        line.clean(key!("response_flags"), Some(self.response_flags.as_bytes()));
+        if self.failure.is_some() {
+            line.built(key!("response_code_details"), |o| self.code_details(o));
+            line.string(key!("connection_termination_details"), self.termination(), MAX_FIELD);
+            line.built(key!("upstream_transport_failure_reason"), |o| self.transport_failure(o));
+        } else {
+            // What the three come to then, in one piece.
+            line.key(match self.upstream_service_time {
+                Some(_) => concat!(key!("response_code_details"), "\"via_upstream\""),
+                None => concat!(key!("response_code_details"), "null"),
+            });
+            line.key(concat!(
+                key!("connection_termination_details"),
+                "null",
+                key!("upstream_transport_failure_reason"),
+                "null"
+            ));
+        }
         line.number(key!("bytes_received"), Some(self.bytes_received));
         line.number(key!("bytes_sent"), Some(self.bytes_sent));
         line.number(key!("duration"), Some(millis(self.duration)));
@@ -113,35 +134,42 @@ impl<'a> Entry<'a> {
         line.string(key!("user_agent"), self.user_agent, MAX_FIELD);
         line.string(key!("request_id"), self.request_id, MAX_FIELD);
         line.string(key!("authority"), self.authority, MAX_FIELD);
-        line.built(key!("upstream_host"), |o| self.upstream_host(o));
-        line.built(key!("upstream_cluster"), |o| self.upstream_cluster(o));
-        line.string(key!("upstream_local_address"), None, MAX_FIELD);
-        line.built(key!("downstream_local_address"), |o| self.local_address(o));
-        line.built(key!("downstream_remote_address"), |o| self.remote_address(o));
+        match self.upstream_address() {
+            Some(address) => line.address(key!("upstream_host"), Some(address)),
+            None => line.built(key!("upstream_host"), |o| self.upstream_host(o)),
+        }
+        self.upstream_cluster_json(&mut line);
+        line.key(concat!(key!("upstream_local_address"), "null"));
+        line.address(key!("downstream_local_address"), self.local_address());
+        line.address(key!("downstream_remote_address"), self.remote_address());
         line.string(key!("requested_server_name"), self.server_name(), MAX_FIELD);
         line.string(key!("route_name"), self.route_name(), MAX_FIELD);
 
-        line.string(key!("reason"), self.failure.map(|f| f.code().as_str().as_bytes()), MAX_FIELD);
+        line.clean(key!("reason"), self.failure.map(|f| f.code().as_str().as_bytes()));
         let explanation = self.failure.map(Failure::explanation).filter(|e| !e.is_empty());
         let detail = explanation.as_deref().map(str::as_bytes).or(self.upstream_detail);
         line.string(key!("detail"), detail, MAX_EXPLANATION);
-        line.built(key!("resource"), |o| {
-            if let Some(resource) = self.failure.and_then(Failure::at_fault) {
-                o.extend_from_slice(resource.kind().as_bytes());
-                o.push(b' ');
-                o.extend_from_slice(resource.namespaced_name().as_bytes());
+        if let Some(failure) = self.failure {
+            line.built(key!("resource"), |o| {
+                if let Some(resource) = failure.at_fault() {
+                    o.extend_from_slice(resource.kind().as_bytes());
+                    o.push(b' ');
+                    o.extend_from_slice(resource.namespaced_name().as_bytes());
+                }
+            });
+            line.key(key!("policies"));
+            line.0.push(b'[');
+            for (at, policy) in self.policies().enumerate() {
+                if at > 0 {
+                    line.0.push(b',');
+                }
+                json_string(line.0, policy.as_bytes(), MAX_FIELD);
             }
-        });
-        line.key(key!("policies"));
-        line.0.push(b'[');
-        for (at, policy) in self.policies().enumerate() {
-            if at > 0 {
-                line.0.push(b',');
-            }
-            json_string(line.0, policy.as_bytes(), MAX_FIELD);
+            line.0.push(b']');
+        } else {
+            line.key(concat!(key!("resource"), "null", key!("policies"), "[]"));
         }
-        line.0.push(b']');
-        line.string(key!("upstream_reason"), self.upstream_reason.map(|c| c.as_str().as_bytes()), MAX_FIELD);
+        line.clean(key!("upstream_reason"), self.upstream_reason.map(|c| c.as_str().as_bytes()));
         let peer = self.facts.peer().map(|p| p.id().as_str().as_bytes());
         line.string(key!("source_principal"), peer, MAX_FIELD);
         line.string(key!("trace_id"), self.trace_id.map(<[u8; 32]>::as_slice), MAX_FIELD);
@@ -177,8 +205,8 @@ impl<'a> Entry<'a> {
         line.built(Quoted, |o| self.upstream_host(o));
         line.built(Bare, |o| self.upstream_cluster(o));
         line.field(Bare, None);
-        line.built(Bare, |o| self.local_address(o));
-        line.built(Bare, |o| self.remote_address(o));
+        line.built(Bare, |o| push_some(o, self.local_address()));
+        line.built(Bare, |o| push_some(o, self.remote_address()));
         line.field(Bare, self.server_name());
         line.field(Bare, self.route_name());
         out.push(b'\n');
@@ -230,14 +258,42 @@ impl<'a> Entry<'a> {
         let Some(upstream) = self.facts.upstream() else {
             return;
         };
-        match (upstream.address, &upstream.endpoint.key().address) {
-            (Some(address), _) => push_address(out, address.0),
+        match (self.upstream_address(), &upstream.endpoint.key().address) {
+            (Some(address), _) => push_address(out, address),
             (None, EndpointAddress::Socket(address)) => push_address(out, address.0),
             (None, EndpointAddress::Name(name, port)) => {
                 out.extend_from_slice(name.as_bytes());
                 push_port(out, *port);
             }
         }
+    }
+
+    /// Where the request went, as far as that is an address.
+    fn upstream_address(&self) -> Option<SocketAddr> {
+        let upstream = self.facts.upstream()?;
+        match (upstream.address, &upstream.endpoint.key().address) {
+            (Some(address), _) => Some(address.0),
+            (None, EndpointAddress::Socket(address)) => Some(address.0),
+            (None, EndpointAddress::Name(..)) => None,
+        }
+    }
+
+    /// [`upstream_cluster`](Self::upstream_cluster) as a member: the names of a known cluster go straight into the line.
+    fn upstream_cluster_json(&self, line: &mut Json<'_>) {
+        let Some(cluster) = self.facts.route().and_then(|r| r.cluster.as_ref()) else {
+            return line.built(key!("upstream_cluster"), |o| self.upstream_cluster(o));
+        };
+        let key = cluster.key();
+        if key.host.len() + key.subset.len() > MAX_FIELD {
+            return line.built(key!("upstream_cluster"), |o| self.upstream_cluster(o));
+        }
+        line.key(concat!(key!("upstream_cluster"), "\"outbound|"));
+        push_number(line.0, key.port.into());
+        for part in [&key.subset, &key.host] {
+            line.0.push(b'|');
+            json_text(line.0, part.as_bytes());
+        }
+        line.0.push(b'"');
     }
 
     /// Istio's names of clusters: `outbound|PORT|SUBSET|HOST` or `inbound|PORT||`.
@@ -259,18 +315,14 @@ impl<'a> Entry<'a> {
         }
     }
 
-    fn local_address(&self, out: &mut Vec<u8>) {
+    fn local_address(&self) -> Option<SocketAddr> {
         let connection = self.facts.connection();
         let original = connection.original_dst().map(|a| a.0);
-        if let Some(address) = original.or(connection.local_addr().map(|a| a.0)) {
-            push_address(out, address);
-        }
+        original.or(connection.local_addr().map(|a| a.0))
     }
 
-    fn remote_address(&self, out: &mut Vec<u8>) {
-        if let Some(address) = self.facts.connection().peer_addr() {
-            push_address(out, address.0);
-        }
+    fn remote_address(&self) -> Option<SocketAddr> {
+        self.facts.connection().peer_addr().map(|address| address.0)
     }
 
     fn server_name(&self) -> Option<&'a [u8]> {
@@ -287,7 +339,11 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn push_number(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    // Most numbers of a line have one digit.
+    match u8::try_from(number) {
+        Ok(digit @ 0..10) => out.push(b'0' + digit),
+        _ => out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes()),
+    }
 }
 
 fn push_port(out: &mut Vec<u8>, port: u16) {
@@ -295,15 +351,37 @@ fn push_port(out: &mut Vec<u8>, port: u16) {
     push_number(out, port.into());
 }
 
+fn push_some(out: &mut Vec<u8>, address: Option<SocketAddr>) {
+    if let Some(address) = address {
+        push_address(out, address);
+    }
+}
+
 fn push_address(out: &mut Vec<u8>, address: SocketAddr) {
     match address.ip().to_canonical() {
         IpAddr::V4(ip) => {
+            // Digit by digit, which is less than four numbers: `255.255.255.255` at most.
+            let mut text = [0; 15];
+            let mut places = text.iter_mut();
+            let mut put = |byte| {
+                if let Some(place) = places.next() {
+                    *place = byte;
+                }
+            };
             for (at, octet) in ip.octets().into_iter().enumerate() {
                 if at > 0 {
-                    out.push(b'.');
+                    put(b'.');
                 }
-                push_number(out, octet.into());
+                if octet >= 100 {
+                    put(b'0' + octet / 100);
+                }
+                if octet >= 10 {
+                    put(b'0' + octet / 10 % 10);
+                }
+                put(b'0' + octet % 10);
             }
+            let left = places.len();
+            out.extend_from_slice(text.get(..text.len() - left).unwrap_or_default());
         }
         // Writing to a vector does not fail.
         IpAddr::V6(ip) => {
@@ -312,14 +390,6 @@ fn push_address(out: &mut Vec<u8>, address: SocketAddr) {
     }
     push_port(out, address.port());
 }
-
-/// A member's key with all that stands around it, so that it is copied as one piece.
-macro_rules! key {
-    ($key:literal) => {
-        concat!(",\"", $key, "\":")
-    };
-}
-use key;
 
 /// The rest of an object that is open and has one member.
 struct Json<'a>(&'a mut Vec<u8>);
@@ -334,6 +404,31 @@ impl Json<'_> {
         self.key(key);
         match value {
             Some(value) => json_string(self.0, value, max),
+            None => self.0.extend_from_slice(b"null"),
+        }
+    }
+
+    /// A string of ours in which nothing has to be escaped.
+    fn clean(&mut self, key: &'static str, value: Option<&[u8]>) {
+        self.key(key);
+        match value {
+            Some(value) => {
+                self.0.push(b'"');
+                self.0.extend_from_slice(value);
+                self.0.push(b'"');
+            }
+            None => self.0.extend_from_slice(b"null"),
+        }
+    }
+
+    fn address(&mut self, key: &'static str, address: Option<SocketAddr>) {
+        self.key(key);
+        match address {
+            Some(address) => {
+                self.0.push(b'"');
+                push_address(self.0, address);
+                self.0.push(b'"');
+            }
             None => self.0.extend_from_slice(b"null"),
         }
     }

@@ -73,6 +73,15 @@ fn is_plain_eight(bytes: [u8; 8]) -> bool {
 pub(super) fn json_string(out: &mut Vec<u8>, value: &[u8], max: usize) {
     let (value, was_cut) = cut(value, max);
     out.push(b'"');
+    json_text(out, value);
+    if was_cut {
+        out.extend_from_slice(b"...");
+    }
+    out.push(b'"');
+}
+
+/// Appends a part of a JSON string.
+pub(super) fn json_text(out: &mut Vec<u8>, value: &[u8]) {
     if is_plain_ascii(value) {
         out.extend_from_slice(value);
     } else {
@@ -89,10 +98,6 @@ pub(super) fn json_string(out: &mut Vec<u8>, value: &[u8], max: usize) {
             }
         }
     }
-    if was_cut {
-        out.extend_from_slice(b"...");
-    }
-    out.push(b'"');
 }
 
 /// Appends `value` as a field of a text line, at most `max` bytes of it, with `...` where it was cut. What

@@ -389,9 +389,10 @@ pub(crate) fn hex(number: u64) -> [u8; 16] {
 
 fn hex128(number: u128) -> [u8; 32] {
     let mut digits = [b'0'; 32];
-    let (high, low) = digits.split_at_mut(16);
-    high.copy_from_slice(&hex((number >> 64) as u64));
-    low.copy_from_slice(&hex(number as u64));
+    if let ([high, low], _) = digits.as_chunks_mut() {
+        *high = hex((number >> 64) as u64);
+        *low = hex(number as u64);
+    }
     digits
 }
 

@@ -124,19 +124,28 @@ fn is_member(member: &[u8]) -> bool {
 /// The `traceparent` of a context.
 pub(super) fn text(context: &TraceContext) -> [u8; TRACEPARENT_LEN] {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    let digits = hex128(context.trace_id);
     let flags = u8::from(context.is_sampled()) * SAMPLED + u8::from(context.random) * RANDOM;
-    let parts: [(usize, &[u8]); 3] = [(3, &digits), (36, &hex(context.span_id)), (54, &[b'0' + flags])];
-    for (at, part) in parts {
-        for (place, byte) in text.iter_mut().skip(at).zip(part) {
-            *place = *byte;
-        }
+    // Pieces of known lengths, which are written as a whole each.
+    if let Some((_, rest)) = text.split_first_chunk_mut::<3>()
+        && let Some((trace, rest)) = rest.split_first_chunk_mut::<32>()
+        && let Some((_, rest)) = rest.split_first_chunk_mut::<1>()
+        && let Some((span, _)) = rest.split_first_chunk_mut::<16>()
+    {
+        *trace = hex128(context.trace_id);
+        *span = hex(context.span_id);
+    }
+    if let Some(last) = text.last_mut() {
+        *last = b'0' + flags;
     }
     text
 }
 
 /// Whether the headers say just that already.
 pub(super) fn says(headers: &HeaderMap, text: &[u8]) -> bool {
+    // To look at each name of a head is less than to look one up.
+    if !headers.keys().any(|name| *name == TRACEPARENT) {
+        return false;
+    }
     let mut values = headers.get_all(TRACEPARENT).iter();
     values.next().is_some_and(|value| value.as_bytes() == text) && values.next().is_none()
 }
@@ -147,7 +156,12 @@ pub(super) fn write(context: &TraceContext, parent: Option<Bytes>, headers: &mut
         headers.insert(TRACEPARENT, value);
     }
     match &context.tracestate {
-        Some(state) => headers.insert(TRACESTATE, state.clone()),
-        None => headers.remove(TRACESTATE),
-    };
+        Some(state) => {
+            headers.insert(TRACESTATE, state.clone());
+        }
+        None if headers.keys().any(|name| *name == TRACESTATE) => {
+            headers.remove(TRACESTATE);
+        }
+        None => {}
+    }
 }
