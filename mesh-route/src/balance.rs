@@ -312,10 +312,11 @@ impl<S> Layer<S> for BalanceLayer {
 
 impl<S> Balance<S> {
     fn choose<B>(&self, request: &Request<B>) -> Result<(Arc<Cluster>, Arc<Endpoint>), Failure> {
+        let facts = Facts::of(request);
         let cluster = match &self.to {
             Some(cluster) => cluster,
             None => {
-                let route = Facts::of(request).and_then(Facts::route);
+                let route = facts.and_then(Facts::route);
                 route.and_then(|r| r.cluster.as_ref()).ok_or_else(|| {
                     Failure::new(FailureCode::Internal).detail(
                         "the balancer knows no cluster: no router stands outside, and it was not made for one",
@@ -327,7 +328,7 @@ impl<S> Balance<S> {
         if let Some(failure) = &settings.refuse {
             return Err(failure.clone());
         }
-        if let Some(called) = Facts::of(request).and_then(|facts| facts.connection().called_endpoint())
+        if let Some(called) = facts.and_then(|facts| facts.connection().called_endpoint())
             && let Some(endpoint) = at(&cluster.load_endpoints(), called)
         {
             return Ok((Arc::clone(cluster), endpoint));

@@ -226,8 +226,6 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let fresh = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, fresh);
         let facts = Facts::of(&request).cloned();
         let policy = self.own.policy(facts.as_ref());
         let (parts, body) = request.into_parts();
@@ -252,7 +250,9 @@ where
         let attempt = Attempt::default();
         mark(&mut request, &attempt, facts.as_ref(), 1);
         let limit = policy.per_try_timeout.map(timer);
-        let future = inner.call(request);
+        // Whoever tries again asks a clone whether it is ready.
+        let inner = self.inner.clone();
+        let future = self.inner.call(request);
         let own = Arc::clone(&self.own);
         let running = Running {
             inner,

@@ -49,6 +49,24 @@ async fn a_connection_is_used_again() {
     assert_eq!(endpoint(&cluster, 0).state().connections().load(Ordering::Relaxed), 1);
 }
 
+#[tokio::test]
+async fn what_cannot_be_sent_leaves_a_kept_connection_as_it_was() {
+    let server = Server::echo().await;
+    let (pool, cluster) =
+        (Pool::new(TcpConnect::new()), cluster(&[server.address], ClusterSettings::default()));
+    assert_eq!(text(send(&pool, &cluster, get("/")).await.unwrap()).await, "");
+    let lies = || Request::post("/").header("content-length", "5").body(full("xy")).unwrap();
+    for _ in 0..2 {
+        let error = send(&pool, &cluster, lies()).await.unwrap_err();
+        assert_eq!(error.failure().code(), FailureCode::BadRequest);
+        assert!(error.is_unsent());
+    }
+    let old = Request::get("/").version(Version::HTTP_10).body(Body::empty()).unwrap();
+    assert_eq!(send(&pool, &cluster, old).await.unwrap().version(), Version::HTTP_10);
+    assert_eq!((server.connections(), server.requests(), pool.connections()), (1, 2, 1));
+    assert_eq!(endpoint(&cluster, 0).state().active(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_is_used_again_by_many_threads() {
     let server = Server::echo().await;
