@@ -10,6 +10,8 @@
 //! - The head of a request has to be there [`Settings::head_timeout`] after the connection became idle. A connection has
 //!   one timer, which is looked at when it fires: a request that comes in time sets none.
 //! - Requests that come before their turn wait; no more of them is read than once while another is answered.
+//! - A request is called for when its head has come, and what follows of it (it is sent on, as a rule) is done a turn of
+//!   the scheduler later, behind all others that are there.
 //! - 100 is sent when a body is asked for that its caller holds back, and never once the answer has begun.
 //! - A caller who leaves, in one direction or both, takes its request with it.
 //! - A body that nobody reads is read to its end behind the answer, up to [`MAX_DRAINED`] bytes in [`DRAIN_TIME`]; else
@@ -170,7 +172,15 @@ where
         let asked = Asked::of(&head);
         let answered = {
             let mut answering = pin!(service(request(head, &wire)));
+            let mut gathered = false;
             poll_fn(|cx| {
+                if !gathered {
+                    // What came in the same turn of the event loop is called for first, and then all of it is sent:
+                    // whoever gets it is woken once for many, and not once more for each.
+                    gathered = true;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 if let Poll::Ready(answer) = answering.as_mut().poll(cx) {
                     return Poll::Ready(answer.map_err(|error| Error::Service(error.into())));
                 }
