@@ -217,13 +217,21 @@ impl<'a> Sources<'a> {
         if spec.selector.is_empty() || (slices.is_some() && !self.workloads.has_entries()) {
             return (found, self.by_names.get());
         }
+        // Those that are to end are better than none, here as in slices.
+        let mut ending = Vec::new();
         for workload in self.selection().select(&meta.namespace, &spec.selector) {
-            if workload.is_pod() && (slices.is_some() || !usable(workload, spec.publish_not_ready_addresses))
-            {
+            if workload.is_pod() && slices.is_some() {
                 continue;
             }
             self.by_names.set(false);
-            found.extend(self.of_workload(workload, &info.ports));
+            if !workload.is_pod() || usable(workload, spec.publish_not_ready_addresses) {
+                found.extend(self.of_workload(workload, &info.ports));
+            } else if workload.ending {
+                ending.extend(self.of_workload(workload, &info.ports));
+            }
+        }
+        if found.is_empty() {
+            found = ending;
         }
         (found, self.by_names.get())
     }

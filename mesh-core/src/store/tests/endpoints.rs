@@ -81,7 +81,15 @@ fn pods_are_used_directly_when_they_are_ready_and_have_the_port() {
         &format!("labels: {{app: s}}\n{spec}\nstatus: {{podIP: 10.0.0.2, phase: Running}}"),
     )
     .replace("namespace: a", "namespace: a, deletionTimestamp: \"2024-01-01T00:00:00Z\"");
-    assert!(endpoints(&store(&(doc(SERVICE.0, SERVICE.1, SERVICE.2) + &ending)), "s", 80).is_empty());
+    // One that is to end is better than none.
+    let ending = doc(SERVICE.0, SERVICE.1, SERVICE.2) + &ending;
+    assert_eq!(addresses(&endpoints(&store(&ending), "s", 80)), ["10.0.0.2:8080"]);
+    let other = doc(
+        "Pod",
+        "a/q",
+        &format!("labels: {{app: s}}\n{spec}\nstatus: {{podIP: 10.0.0.3, phase: Running}}"),
+    );
+    assert_eq!(addresses(&endpoints(&store(&(ending + &other)), "s", 80)), ["10.0.0.3:8080"]);
 }
 
 #[test]
