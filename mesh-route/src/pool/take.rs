@@ -1,10 +1,12 @@
 //! The way of one request: a connection is found or made, and the request sent.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -309,10 +311,10 @@ where
         // carry room for it.
         let (cluster, target) = (Arc::clone(&self.cluster), Arc::clone(&self.home.target));
         let obtaining = async {
-            tokio::select! {
-                biased;
-                taken = self.obtain(pool, shard, want, fresh, &mut stage) => Some(taken),
-                () = withdrawn(&cluster, &target) => None,
+            let taken = pin!(self.obtain(pool, shard, want, fresh, &mut stage));
+            match select(taken, pin!(withdrawn(&cluster, &target))).await {
+                Either::Left((taken, _)) => Some(taken),
+                Either::Right(_) => None,
             }
         };
         match timeout_at(deadline, Box::pin(obtaining)).await {
