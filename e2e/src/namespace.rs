@@ -1,12 +1,14 @@
 //! A namespace for each test.
 
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace as Object, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace as Object, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 use mesh_test::wait;
@@ -129,24 +131,56 @@ impl Namespace {
         kubectl(&[&["--namespace", &self.name], arguments].concat(), "").await
     }
 
-    /// Waits until every replica of a Deployment is new and ready.
+    /// Waits until every replica of a Deployment is new and ready, and the EndpointSlices of its Services say so: they
+    /// come later, by seconds when Kubernetes is busy.
     ///
     /// # Panics
     /// When that takes too long.
     pub async fn rolled_out(&self, deployment: &str) {
         let deployments: Api<Deployment> = self.api();
-        wait::until_ok(READY_WITHIN, &format!("Deployment {deployment} to roll out"), async || {
-            let found = deployments.get(deployment).await.map_err(|e| e.to_string())?;
-            let wanted = found.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-            let status = found.status.clone().unwrap_or_default();
-            let new = status.updated_replicas.unwrap_or(0);
-            let all = status.replicas.unwrap_or(0);
-            let ready = status.available_replicas.unwrap_or(0);
-            let seen = status.observed_generation == found.metadata.generation;
-            match seen && new == wanted && all == wanted && ready == wanted {
-                true => Ok(()),
-                false => Err(format!("{wanted} wanted, {new} new, {all} in all, {ready} available")),
+        let found =
+            wait::until_ok(READY_WITHIN, &format!("Deployment {deployment} to roll out"), async || {
+                let found = deployments.get(deployment).await.map_err(|e| e.to_string())?;
+                let wanted = found.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+                let status = found.status.clone().unwrap_or_default();
+                let new = status.updated_replicas.unwrap_or(0);
+                let all = status.replicas.unwrap_or(0);
+                let ready = status.available_replicas.unwrap_or(0);
+                let seen = status.observed_generation == found.metadata.generation;
+                match seen && new == wanted && all == wanted && ready == wanted {
+                    true => Ok(found),
+                    false => Err(format!("{wanted} wanted, {new} new, {all} in all, {ready} available")),
+                }
+            })
+            .await;
+        let spec = found.spec.unwrap_or_default();
+        let labels = spec.template.metadata.and_then(|metadata| metadata.labels).unwrap_or_default();
+        let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
+        let services: Api<Service> = self.api();
+        let all = services.list(&ListParams::default()).await;
+        for service in all.unwrap_or_else(|e| panic!("Services of {}: {e}", self.name)).items {
+            let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+            if selector.is_some_and(|wants| {
+                !wants.is_empty() && wants.iter().all(|(key, value)| labels.get(key) == Some(value))
+            }) {
+                self.in_slices(&service.name_any(), wanted).await;
             }
+        }
+    }
+
+    /// Waits until the EndpointSlices of a Service name that many ready endpoints, or more.
+    async fn in_slices(&self, service: &str, wanted: usize) {
+        let slices: Api<EndpointSlice> = self.api();
+        let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+        wait::until_ok(READY_WITHIN, &format!("Service {service} to have its endpoints"), async || {
+            let slices = slices.list(&of_service).await.map_err(|e| e.to_string())?;
+            let endpoints = slices.items.iter().flat_map(|slice| &slice.endpoints);
+            let ready: HashSet<&str> = endpoints
+                .filter(|endpoint| endpoint.conditions.as_ref().and_then(|c| c.ready) != Some(false))
+                .filter_map(|endpoint| endpoint.target_ref.as_ref()?.name.as_deref())
+                .collect();
+            let ready = ready.len();
+            if ready >= wanted { Ok(()) } else { Err(format!("{wanted} wanted, {ready} ready")) }
         })
         .await;
     }

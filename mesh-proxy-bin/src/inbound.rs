@@ -9,6 +9,7 @@ use mesh::apps::Apps;
 use mesh::core::cluster::Cluster;
 use mesh::core::facts::{Facts, LocalAddr, OriginalDst, PeerAddr, Transport};
 use mesh::core::failure::Failure;
+use mesh::serve::Asleep;
 use mesh::tcp::Dialed;
 use mesh::tls::alpn::Negotiated;
 use mesh::tls::io::Rewind;
@@ -18,7 +19,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use crate::accept::accept;
-use crate::asleep::Asleep;
 use crate::detect::{Dialing, Patience, SILENCE, Spoken, detect_both};
 use crate::drain::{Draining, Entrance};
 use crate::loops::Loops;

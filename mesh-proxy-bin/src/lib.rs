@@ -9,7 +9,6 @@
 mod accept;
 mod admin;
 mod args;
-mod asleep;
 mod bind;
 mod check;
 mod control;
@@ -28,6 +27,7 @@ mod redirected;
 mod relay;
 mod run;
 mod serve;
+mod socket;
 mod splice;
 mod status;
 mod wait;

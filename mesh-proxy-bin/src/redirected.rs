@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use mesh::core::facts::{Connection, Direction, Facts};
 use mesh::core::failure::Failure;
 use mesh::outgoing::Outgoing;
+use mesh::serve::Asleep;
 use mesh::tcp::{Dialed, TcpTarget};
 use mesh::tls::hello::{ClientHello, MAX_CLIENT_HELLO, Sniff, may_be_tls, sniff};
 use mesh::tls::io::Rewind;
@@ -17,7 +18,6 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::accept::accept;
-use crate::asleep::Asleep;
 use crate::detect::{Dialing, Early, Patience, SILENCE, Spoken, detect, detect_both};
 use crate::drain::{Draining, Entrance};
 use crate::loops::Loops;

@@ -16,6 +16,7 @@ use mesh::tls::io::Rewind;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::socket::{poll_send, try_recv};
 use crate::splice::Pipe;
 
 /// How much is read at once in one direction, in bytes: at first, and of a connection that sends little.
@@ -180,11 +181,21 @@ impl OneWay {
     /// Writes what there is.
     fn write<W: Side>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>> {
         while let Some(rest @ [_, ..]) = self.buffer.get(self.written..) {
-            match ready!(Pin::new(&mut *to).poll_write(cx, rest))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.written += written,
+            let written = match to.socket() {
+                Some(socket) => {
+                    let written = ready!(poll_send(cx, socket, rest))?;
+                    to.note_written(written as u64);
+                    written
+                }
+                None => {
+                    self.unflushed = true;
+                    ready!(Pin::new(&mut *to).poll_write(cx, rest))?
+                }
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.unflushed = true;
+            self.written += written;
         }
         while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0)
             && let Some(socket) = to.socket()
@@ -227,6 +238,27 @@ impl OneWay {
     }
 
     fn read<R: Side>(&mut self, cx: &mut Context<'_>, from: &mut R) -> io::Result<Poll<usize>> {
+        while let Some(socket) = from.socket() {
+            // Waited for without a buffer.
+            if socket.poll_read_ready(cx)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+            if let Some(read) = try_recv(socket, self.emptied())? {
+                from.note_read(read as u64);
+                return Ok(Poll::Ready(read));
+            }
+        }
+        let at_once = self.at_once;
+        // Keeps nothing between polls, so that a new one each time is the same one.
+        let mut place = self.emptied().limit(at_once);
+        match pin!(from.read_buf(&mut place)).poll(cx) {
+            Poll::Ready(read) => read.map(Poll::Ready),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
+
+    /// The buffer, with room and nothing in it.
+    fn emptied(&mut self) -> &mut Vec<u8> {
         self.buffer.clear();
         self.written = 0;
         if self.buffer.capacity() == 0 {
@@ -236,12 +268,7 @@ impl OneWay {
         if self.buffer.capacity() < self.at_once {
             self.buffer = Vec::with_capacity(self.at_once);
         }
-        // Keeps nothing between polls, so that a new one each time is the same one.
-        let mut place = (&mut self.buffer).limit(self.at_once);
-        match pin!(from.read_buf(&mut place)).poll(cx) {
-            Poll::Ready(read) => read.map(Poll::Ready),
-            Poll::Pending => Ok(Poll::Pending),
-        }
+        &mut self.buffer
     }
 
     /// Takes more at once of who fills it, and less of who does not.

@@ -19,7 +19,7 @@ use crate::drain::Drain;
 use crate::inbound::Inbound;
 use crate::outbound::Outbound;
 use crate::pod::Redirections;
-use crate::{bind, cpu, logging};
+use crate::{bind, cpu, logging, splice};
 
 /// After the last connection is done, and at a deadline: how long runtimes may take to end.
 const RUNTIME_END: Duration = Duration::from_millis(200);
@@ -51,6 +51,7 @@ pub(crate) fn run(args: RunArgs, begun: Instant) -> anyhow::Result<ExitCode> {
         let _entered = main.enter();
         start(&args, workers)?
     };
+    splice::register(mesh.metrics());
     let admin_page = Admin::new(mesh.clone(), log);
     let threads: Vec<_> = sockets
         .into_iter()

@@ -6,9 +6,13 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
+use mesh::telemetry::Metrics;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
@@ -21,7 +25,7 @@ use crate::relay::MOST_AT_ONCE;
 /// (`fs.pipe-user-pages-soft`), and these take 64 each.
 const MOST_PIPES: usize = 32;
 
-static PIPES: AtomicUsize = AtomicUsize::new(0);
+static PIPES: Pipes = Pipes::new();
 
 /// Whether the kernel has refused, or something that filters calls of it: it is not asked again.
 static REFUSED: AtomicBool = AtomicBool::new(false);
@@ -41,20 +45,54 @@ pub(crate) struct Pipe {
     _place: Place,
 }
 
-/// One of [`MOST_PIPES`].
+/// Who counts pipes.
 #[derive(Debug)]
-struct Place;
+struct Pipes {
+    open: AtomicUsize,
+    /// How often there was none left.
+    exhausted: AtomicU64,
+}
 
-impl Place {
-    fn take() -> Option<Self> {
-        let more = |pipes: usize| (pipes < MOST_PIPES).then_some(pipes + 1);
-        PIPES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self)
+impl Pipes {
+    const fn new() -> Self {
+        Self { open: AtomicUsize::new(0), exhausted: AtomicU64::new(0) }
+    }
+
+    fn place(&'static self) -> Option<Place> {
+        let more = |open: usize| (open < MOST_PIPES).then_some(open + 1);
+        if self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            self.exhausted.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Place(self))
     }
 }
 
+/// One of [`MOST_PIPES`].
+#[derive(Debug)]
+struct Place(&'static Pipes);
+
 impl Drop for Place {
     fn drop(&mut self) {
-        PIPES.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Tells of the process's pipes in its metrics.
+pub(crate) fn register(metrics: &Metrics) {
+    metrics.with_registry(|registry| registry.register_collector(Box::new(&PIPES)));
+}
+
+impl Collector for &'static Pipes {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let help = "Pipes in which bytes are between two sockets.";
+        let open = self.open.load(Ordering::Relaxed) as i64;
+        encoder.encode_descriptor("mesh_relay_pipes", help, None, MetricType::Gauge)?.encode_gauge(&open)?;
+        let help = "Times that bytes were copied because no more pipes were allowed.";
+        let exhausted = self.exhausted.load(Ordering::Relaxed);
+        encoder
+            .encode_descriptor("mesh_relay_pipes_exhausted", help, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, u64>(&exhausted, None)
     }
 }
 
@@ -64,11 +102,11 @@ impl Pipe {
         if REFUSED.load(Ordering::Relaxed) {
             return None;
         }
-        SPARE.take().or_else(Self::new)
+        SPARE.take().or_else(|| Self::of(&PIPES))
     }
 
-    fn new() -> Option<Box<Self>> {
-        let place = Place::take()?;
+    fn of(pipes: &'static Pipes) -> Option<Box<Self>> {
+        let place = pipes.place()?;
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
         // A user who has too many pages in pipes gets one that is too small to be of use.
         fcntl_setpipe_size(&writer, MOST_AT_ONCE).ok()?;
@@ -148,7 +186,25 @@ fn is_refusal(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use mesh::telemetry::metrics::{Exposition, OwnWorkload};
+
     use super::*;
+
+    #[test]
+    fn there_are_so_many_pipes_and_no_more_until_one_is_gone() {
+        static PIPES: Pipes = Pipes::new();
+        let metrics = Metrics::new(OwnWorkload::default());
+        metrics.with_registry(|registry| registry.register_collector(Box::new(&PIPES)));
+        let mut held: Vec<_> = (0..MOST_PIPES).map(|_| Pipe::of(&PIPES).unwrap()).collect();
+        for _ in 0..3 {
+            assert!(Pipe::of(&PIPES).is_none());
+        }
+        let text = metrics.encode(Exposition::Classic);
+        assert!(text.contains(&format!("\nmesh_relay_pipes {MOST_PIPES}\n")), "{text}");
+        assert!(text.contains("\nmesh_relay_pipes_exhausted_total 3\n"), "{text}");
+        held.pop();
+        assert!(Pipe::of(&PIPES).is_some());
+    }
 
     #[test]
     fn a_call_that_is_not_allowed_is_told_from_a_connection_that_broke() {

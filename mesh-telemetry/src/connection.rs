@@ -73,12 +73,12 @@ impl ConnectionRecord {
         self.tcp();
     }
 
-    /// Counts bytes that went to the caller.
+    /// Counts bytes that went to the caller; by one task at a time.
     pub fn sent(&self, bytes: u64) {
         self.tcp().sent(bytes);
     }
 
-    /// Counts bytes that came from the caller.
+    /// Counts bytes that came from the caller; by one task at a time.
     pub fn received(&self, bytes: u64) {
         self.tcp().received(bytes);
     }

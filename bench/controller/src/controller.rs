@@ -84,6 +84,8 @@ impl Controller {
         ]);
         command.args(["--listen", &proxies.to_string(), "--webhook", &webhook.to_string()]);
         command.args(["--admin", &admin.to_string()]).env("KUBECONFIG", kubeconfig);
+        // As the chart does.
+        command.env("MIMALLOC_PURGE_DELAY", "0");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         let started = Instant::now();
         let child = command.spawn().with_context(|| program.display().to_string())?;

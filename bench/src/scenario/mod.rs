@@ -204,7 +204,15 @@ pub const CASES: &[Case] = &[
         metrics: routes::METRICS,
         peers: SIDECARS,
         base: Peer::Ours,
-        kind: Kind::Routes(routes::Size { hosts: 1, rules: 1 }),
+        kind: Kind::Routes(routes::Size { hosts: 1, rules: 1, endpoints: 1 }),
+    },
+    Case {
+        id: "routes/endpoints",
+        about: "as routes/1 with 1,000 endpoints: as many connections as the next two, and still one rule",
+        metrics: routes::METRICS,
+        peers: SIDECARS,
+        base: Peer::Ours,
+        kind: Kind::Routes(routes::Size { hosts: 1, rules: 1, endpoints: 1000 }),
     },
     Case {
         id: "routes/1000",
@@ -212,7 +220,7 @@ pub const CASES: &[Case] = &[
         metrics: routes::METRICS,
         peers: SIDECARS,
         base: Peer::Ours,
-        kind: Kind::Routes(routes::Size { hosts: 1000, rules: 1 }),
+        kind: Kind::Routes(routes::Size { hosts: 1000, rules: 1, endpoints: 1 }),
     },
     Case {
         id: "routes/10000",
@@ -220,7 +228,7 @@ pub const CASES: &[Case] = &[
         metrics: routes::METRICS,
         peers: SIDECARS,
         base: Peer::Ours,
-        kind: Kind::Routes(routes::Size { hosts: 1000, rules: 10 }),
+        kind: Kind::Routes(routes::Size { hosts: 1000, rules: 10, endpoints: 1 }),
     },
     Case {
         id: "idle",
@@ -253,7 +261,8 @@ impl Case {
     pub async fn prepare(&self, stage: &Stage, peers: &[Peer]) -> Result<Prepared> {
         match &self.kind {
             Kind::Plain { wire, .. } | Kind::Mtls { wire } => backends(stage, *wire).await,
-            Kind::Idle | Kind::Handshakes | Kind::Routes(_) => backends(stage, Wire::H1).await,
+            Kind::Idle | Kind::Handshakes => backends(stage, Wire::H1).await,
+            Kind::Routes(_) => routes::prepare(stage).await,
             Kind::Tcp { .. } => tcp::prepare(stage).await,
             Kind::Latency => {
                 let mut prepared = backends(stage, Wire::H1).await?;
@@ -304,7 +313,11 @@ impl Case {
 
 /// A backend process that stands for both versions.
 async fn backends(stage: &Stage, wire: Wire) -> Result<Prepared> {
-    let (one, two) = (mesh_test::ports::free_addr(), mesh_test::ports::free_addr());
+    backends_at(stage, wire, [mesh_test::ports::free_addr(), mesh_test::ports::free_addr()]).await
+}
+
+/// The same with addresses of its own.
+async fn backends_at(stage: &Stage, wire: Wire, [one, two]: [SocketAddr; 2]) -> Result<Prepared> {
     let role = if wire == Wire::H1 { "backend" } else { "backend-h2" };
     let args = [role.into(), "--listen".into(), one.to_string(), "--listen".into(), two.to_string()];
     let proc = stage.role(&args, false, two).await?;

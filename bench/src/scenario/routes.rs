@@ -1,6 +1,7 @@
 //! Large configurations: `routes`.
 
 use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -22,10 +23,12 @@ const LOADED: Metric = Metric::new("loaded_mib", "loaded MiB", 1);
 /// How large a configuration is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// Services, each with an endpoint and a VirtualService.
+    /// Services, each with a VirtualService.
     pub hosts: u32,
     /// Rules of each VirtualService.
     pub rules: u32,
+    /// Endpoints of each service, 50,000 at most: addresses of the loopback, all of which are the one backend.
+    pub endpoints: u32,
 }
 
 /// The parts of a configuration, each rendered from a file of `bench/peers/routes`.
@@ -41,10 +44,11 @@ impl Parts<'_> {
         std::fs::read_to_string(&path).with_context(|| path.display().to_string())
     }
 
-    /// The text of `name` for each host, with its rules.
-    fn hosts(&self, name: &str, rule: Option<&str>) -> Result<Vec<(String, String)>> {
+    /// The text of `name` for each host, with its rules and endpoints.
+    fn hosts(&self, name: &str, rule: Option<&str>, endpoint: Option<&str>) -> Result<Vec<(String, String)>> {
         let text = self.template(name)?;
         let rule = rule.map(|rule| self.template(rule)).transpose()?;
+        let endpoint = endpoint.map(|endpoint| self.template(endpoint)).transpose()?;
         let mut all = Vec::new();
         for host in 1..=self.size.hosts {
             let host = format!("svc-{host}");
@@ -55,19 +59,42 @@ impl Parts<'_> {
                     rules.push_str(&values.clone().with("RULE", n).render(rule)?);
                 }
             }
-            values = values.with("RULES", rules.trim_end());
+            let mut endpoints = String::new();
+            if let Some(endpoint) = &endpoint {
+                for n in 1..=self.size.endpoints {
+                    let values = values.clone().with("ENDPOINT", n).with("ADDRESS", address(n)?);
+                    endpoints.push_str(&values.render(endpoint)?);
+                }
+            }
+            values = values.with("RULES", rules.trim_end()).with("ENDPOINTS", endpoints.trim_end());
             all.push((host, values.render(&text)?));
         }
         Ok(all)
     }
 
-    fn joined(&self, name: &str, rule: Option<&str>) -> Result<String> {
+    fn joined(&self, name: &str, rule: Option<&str>, endpoint: Option<&str>) -> Result<String> {
         let mut text = String::new();
-        for (_, part) in self.hosts(name, rule)? {
+        for (_, part) in self.hosts(name, rule, endpoint)? {
             let _ = writeln!(text, "{}", part.trim_end());
         }
         Ok(text.trim_end().to_owned())
     }
+}
+
+/// The address of an endpoint, counted from 1.
+fn address(endpoint: u32) -> Result<Ipv4Addr> {
+    let [_, _, high, low] = endpoint.to_be_bytes();
+    ensure!(endpoint <= 50_000, "too many endpoints");
+    Ok(Ipv4Addr::new(127, 0, high, low))
+}
+
+/// A backend at every address of the loopback.
+///
+/// # Errors
+/// When it cannot be started.
+pub async fn prepare(stage: &Stage) -> Result<Prepared> {
+    let everywhere = || SocketAddr::from((Ipv4Addr::UNSPECIFIED, mesh_test::ports::free_addr().port()));
+    super::backends_at(stage, Wire::H1, [everywhere(), everywhere()]).await
 }
 
 /// Starts a peer with a configuration of this size, and measures its start and calls all over it.
@@ -80,7 +107,8 @@ pub async fn measure(stage: &Stage, prepared: &Prepared, peer: Peer, size: Size)
     let parts = Parts { stage, values: values.clone(), size };
     let (spawn, admin) = match peer {
         Peer::Ours | Peer::OursB => {
-            let generated = parts.hosts("ours-host.yaml", Some("ours-rule.yaml"))?;
+            let generated =
+                parts.hosts("ours-host.yaml", Some("ours-rule.yaml"), Some("ours-endpoint.yaml"))?;
             let web = Ours {
                 config: "routes",
                 workload: "default/web",
@@ -91,9 +119,9 @@ pub async fn measure(stage: &Stage, prepared: &Prepared, peer: Peer, size: Size)
             stage.ours_spawn(peer, &web, &values)?
         }
         Peer::Envoy => {
-            let values = values
-                .with("VIRTUAL_HOSTS", parts.joined("envoy-virtual-host.yaml", Some("envoy-rule.yaml"))?)
-                .with("CLUSTERS", parts.joined("envoy-cluster.yaml", None)?);
+            let hosts = parts.joined("envoy-virtual-host.yaml", Some("envoy-rule.yaml"), None)?;
+            let clusters = parts.joined("envoy-cluster.yaml", None, Some("envoy-endpoint.yaml"))?;
+            let values = values.with("VIRTUAL_HOSTS", hosts).with("CLUSTERS", clusters);
             stage.envoy_spawn("routes/envoy.yaml", &values)?
         }
         _ => bail!("no part of this scenario"),

@@ -152,6 +152,7 @@ fn the_peers_files_render() {
     let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
     let dir = mesh_test::yaml::Dir::new();
     let values = [
+        "ADDRESS",
         "ADMIN",
         "ALPN",
         "APP",
@@ -160,6 +161,8 @@ fn the_peers_files_render() {
         "CLUSTERS",
         "CONNECTIONS",
         "DIR",
+        "ENDPOINT",
+        "ENDPOINTS",
         "HOSTS",
         "IDENTITY",
         "INBOUND",

@@ -24,9 +24,11 @@ use tower_service::Service;
 
 use crate::mesh::Mesh;
 
+mod asleep;
 pub mod h1;
 mod serving;
 
+pub use self::asleep::Asleep;
 pub use self::serving::{Serving, http};
 
 /// The largest header block of a request, in bytes: Istio's default.

@@ -42,6 +42,12 @@ async fn a_sidecar_holds_what_it_calls() {
             let url = format!("http://{name}:9080/");
             wait::until_secs(20, "an answer", async || web.get(&url).await.status == Some(200)).await;
         }
+        // The mesh knows the fourth before `web` asks for it.
+        for name in ["a", "b", "c"] {
+            let other = namespace.app(name).await;
+            wait::until_secs(20, "an answer of d", async || other.get("http://d:9080/").await.status == Some(200))
+                .await;
+        }
         let workload = format!("{}/{}", namespace.name(), web.pod());
         let name = "mesh_control_plane_resources_total";
         let (three, before) = (sidecar(&workload).await.resident_kib, metric(&web, name).await);

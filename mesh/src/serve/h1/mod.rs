@@ -33,7 +33,6 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -53,7 +52,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use answer::{Asked, Plan, Size, Unwritable};
 use stop::{Phase, Stop};
-use wire::{Reading, RequestBody, Shared, Wire, Writer, lock};
+use wire::{Line, Reading, RequestBody, Wire, Writer};
 
 /// How much of a body that nobody reads is read all the same, in bytes, so that its connection can go on, or the answer
 /// is not lost with it.
@@ -143,27 +142,25 @@ where
     R: http_body::Body<Data = Bytes>,
     R::Error: Into<BoxError>,
 {
-    let wire = Arc::new(Mutex::new(Wire::new(io)));
-    // The socket ends with this future, whoever has a body that reads from it.
-    let _end = End(&wire);
+    let mut line = Line::new(io);
     let stop = pin!(stop);
     let mut stop = Stop::new(stop, settings.linger);
     let mut idle = Idle { timer: None, known: None };
     loop {
         let mut head = None;
-        match idle.next(&wire, settings, &mut stop, &mut head).await {
+        match idle.next(&mut line, settings, &mut stop, &mut head).await {
             Ok(Next::Request) => {}
             Ok(Next::Upgrade(all)) => {
-                let io = lock(&wire).io.take();
+                let io = line.with(|wire| wire.io.take());
                 return Ok(io.map_or(Ended::Done, |io| Ended::Upgrade(Rewind::new(io, all))));
             }
             Ok(Next::Nothing) => {
-                farewell(&wire, false).await;
+                farewell(&mut line, false).await;
                 return Ok(Ended::Done);
             }
             Err(error) => {
                 if let Error::Malformed(why) = error {
-                    refuse(&wire, settings, why).await?;
+                    refuse(&mut line, settings, why).await?;
                 }
                 return Err(error);
             }
@@ -171,7 +168,7 @@ where
         let Some(head) = head else { continue };
         let asked = Asked::of(&head);
         let answered = {
-            let mut answering = pin!(service(request(head, &wire)));
+            let mut answering = pin!(service(request(head, &mut line)));
             let mut gathered = false;
             poll_fn(|cx| {
                 if !gathered {
@@ -184,33 +181,26 @@ where
                 if let Poll::Ready(answer) = answering.as_mut().poll(cx) {
                     return Poll::Ready(answer.map_err(|error| Error::Service(error.into())));
                 }
-                if lock(&wire).poll_left(cx) { Poll::Ready(Err(left())) } else { Poll::Pending }
+                if line.with(|wire| wire.poll_left(cx)) { Poll::Ready(Err(left())) } else { Poll::Pending }
             })
             .await?
         };
+        line.take_back();
         let (unsure, phase) = poll_fn(|cx| {
-            let unsure = lock(&wire).poll_answer(cx)?;
+            let unsure = line.with(|wire| wire.poll_answer(cx))?;
             // What is asked for later is not for this answer.
             unsure.map(|unsure| Ok::<_, Error>((unsure, stop.poll(cx))))
         })
         .await?;
         let closing = unsure || phase != Phase::Serving;
-        let (last, headers) = respond(&wire, settings, asked, answered, closing).await?;
+        let (last, headers) = respond(&mut line, settings, asked, answered, closing).await?;
         spare::give(headers);
-        if last || !read_out(&wire).await {
-            let whole = lock(&wire).body == Reading::Ended;
-            farewell(&wire, !whole).await;
+        if last || !read_out(&mut line).await {
+            let whole = line.with(|wire| wire.body) == Reading::Ended;
+            farewell(&mut line, !whole).await;
             return Ok(Ended::Done);
         }
-    }
-}
-
-/// Takes the socket away from whoever else has the connection.
-struct End<'a, I>(&'a Mutex<Wire<I>>);
-
-impl<I> Drop for End<'_, I> {
-    fn drop(&mut self) {
-        lock(self.0).io = None;
+        line.take_back();
     }
 }
 
@@ -234,7 +224,7 @@ impl Idle {
     /// Waits for the head of a request, which goes to `head`: written there once, since it is large.
     async fn next<I, F>(
         &mut self,
-        wire: &Mutex<Wire<I>>,
+        line: &mut Line<I>,
         settings: &Settings,
         stop: &mut Stop<'_, F>,
         head: &mut Option<RequestHead>,
@@ -244,10 +234,9 @@ impl Idle {
         F: Future<Output = ()>,
     {
         let mut until = None;
-        poll_fn(|cx| {
-            let mut wire = lock(wire);
+        let mut wait = |wire: &mut Wire<I>, cx: &mut Context<'_>| {
             loop {
-                if let Some(next) = look(&mut wire, settings, head)? {
+                if let Some(next) = look(wire, settings, head)? {
                     return Poll::Ready(Ok(next));
                 }
                 match wire.poll_more(cx)? {
@@ -274,8 +263,8 @@ impl Idle {
                 return Poll::Ready(Err(Error::Late));
             }
             Poll::Pending
-        })
-        .await
+        };
+        poll_fn(|cx| line.with(|wire| wait(wire, cx))).await
     }
 
     /// Ready at `until`. The timer may be an older one, which has fired too early when it does.
@@ -335,14 +324,11 @@ where
     }
 }
 
-fn request<I>(head: RequestHead, wire: &Shared<I>) -> Request<Body>
+fn request<I>(head: RequestHead, line: &mut Line<I>) -> Request<Body>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let body = match head.framing {
-        Framing::None => Body::empty(),
-        framing => Body::new(RequestBody::new(wire, framing)),
-    };
+    let body = RequestBody::new(line, head.framing).map_or_else(Body::empty, Body::new);
     let mut request = Request::new(body);
     *request.method_mut() = head.method;
     *request.uri_mut() = head.uri;
@@ -353,7 +339,7 @@ where
 
 /// Writes an answer; says whether it is the last one of its connection, and gives its headers back.
 async fn respond<I, R>(
-    wire: &Shared<I>,
+    line: &mut Line<I>,
     settings: &Settings,
     asked: Asked,
     response: Response<R>,
@@ -376,30 +362,30 @@ where
         Err(Unwritable(why)) => {
             out.clear();
             answer::refusal(&mut out, FailureCode::Internal, settings.dated);
-            write(wire, out).await?;
+            write(line, out).await?;
             return Err(Error::Answer(why));
         }
     };
     let mut outbox = Outbox::new(out, framing, trailers, 0);
     poll_fn(|cx| {
-        if let Poll::Ready(sent) = outbox.poll(cx, &mut Writer(wire), body.as_mut()) {
+        if let Poll::Ready(sent) = outbox.poll(cx, &mut Writer(line), body.as_mut()) {
             return Poll::Ready(sent.map_err(|error| match error {
                 SendError::Io(error) => Error::Io(error),
                 SendError::Body(error) => Error::Service(error),
                 SendError::Length(why) => Error::Answer(why),
             }));
         }
-        if lock(wire).poll_left(cx) { Poll::Ready(Err(left())) } else { Poll::Pending }
+        if line.with(|wire| wire.poll_left(cx)) { Poll::Ready(Err(left())) } else { Poll::Pending }
     })
     .await?;
     Ok((last, parts.headers))
 }
 
 /// Writes these bytes alone.
-async fn write<I: AsyncRead + AsyncWrite + Unpin>(wire: &Shared<I>, bytes: Vec<u8>) -> Result<(), Error> {
+async fn write<I: AsyncRead + AsyncWrite + Unpin>(line: &mut Line<I>, bytes: Vec<u8>) -> Result<(), Error> {
     let mut outbox = Outbox::new(bytes, Framing::None, Vec::new(), 0);
     let mut body = Body::empty();
-    let sent = poll_fn(|cx| outbox.poll(cx, &mut Writer(wire), Pin::new(&mut body))).await;
+    let sent = poll_fn(|cx| outbox.poll(cx, &mut Writer(line), Pin::new(&mut body))).await;
     sent.map_err(|error| match error {
         SendError::Io(error) => Error::Io(error),
         SendError::Body(error) => Error::Service(error),
@@ -408,31 +394,31 @@ async fn write<I: AsyncRead + AsyncWrite + Unpin>(wire: &Shared<I>, bytes: Vec<u
 }
 
 /// Answers what is no request.
-async fn refuse<I>(wire: &Shared<I>, settings: &Settings, why: Malformed) -> Result<(), Error>
+async fn refuse<I>(line: &mut Line<I>, settings: &Settings, why: Malformed) -> Result<(), Error>
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let code = if why.is_too_large() { FailureCode::HeadersTooLarge } else { FailureCode::BadRequest };
     let mut out = to_write();
     answer::refusal(&mut out, code, settings.dated);
-    write(wire, out).await?;
-    farewell(wire, true).await;
+    write(line, out).await?;
+    farewell(line, true).await;
     Ok(())
 }
 
 /// Waits until the request's body has ended; says whether another request may follow.
-async fn read_out<I: AsyncRead + AsyncWrite + Unpin>(wire: &Shared<I>) -> bool {
-    if lock(wire).body == Reading::Ended {
+async fn read_out<I: AsyncRead + AsyncWrite + Unpin>(line: &mut Line<I>) -> bool {
+    if line.with(|wire| wire.body) == Reading::Ended {
         return true;
     }
     let mut most = MAX_DRAINED;
     let mut late = None;
     poll_fn(|cx| {
-        let mut wire = lock(wire);
-        if let Poll::Ready(whole) = wire.poll_read_out(cx, &mut most) {
+        let (whole, held) = line.with(|wire| (wire.poll_read_out(cx, &mut most), wire.body == Reading::Held));
+        if let Poll::Ready(whole) = whole {
             return Poll::Ready(whole);
         }
-        if wire.body == Reading::Held {
+        if held {
             // Whoever has it knows how long it may take.
             return Poll::Pending;
         }
@@ -444,12 +430,12 @@ async fn read_out<I: AsyncRead + AsyncWrite + Unpin>(wire: &Shared<I>) -> bool {
 
 /// Ends a connection. Where the caller may still be sending (`unread`), it gets the time to read the answer: bytes that
 /// nobody takes would end the connection before that.
-async fn farewell<I: AsyncRead + AsyncWrite + Unpin>(wire: &Shared<I>, unread: bool) {
-    let shut = poll_fn(|cx| Pin::new(&mut Writer(wire)).poll_shutdown(cx));
+async fn farewell<I: AsyncRead + AsyncWrite + Unpin>(line: &mut Line<I>, unread: bool) {
     let ending = async {
-        if shut.await.is_ok() && unread {
+        let shut = poll_fn(|cx| Pin::new(&mut Writer(line)).poll_shutdown(cx)).await;
+        if shut.is_ok() && unread {
             let mut most = MAX_DRAINED;
-            poll_fn(|cx| lock(wire).poll_discard(cx, &mut most)).await;
+            poll_fn(|cx| line.with(|wire| wire.poll_discard(cx, &mut most))).await;
         }
     };
     // Without a timer where it is done at once.

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// A caller's connection. Locked for single reads and writes only, never while a body or a service is polled.
+/// A caller's connection. Where it is shared it is locked for single reads and writes only.
 #[derive(Debug)]
 pub(super) struct Wire<I> {
     /// `None` when the connection has ended.
@@ -43,9 +43,74 @@ pub(super) enum Reading {
     Broken,
 }
 
-pub(super) type Shared<I> = Arc<Mutex<Wire<I>>>;
+type Shared<I> = Arc<Mutex<Box<Wire<I>>>>;
 
-pub(super) fn lock<I>(wire: &Mutex<Wire<I>>) -> MutexGuard<'_, Wire<I>> {
+/// A caller's connection as its server has it: its own, without a lock, as long as no request has a body that comes from
+/// it.
+#[derive(Debug)]
+pub(super) struct Line<I> {
+    /// Over while it is shared.
+    own: Box<Wire<I>>,
+    /// Made for the first request with a body.
+    shared: Option<Shared<I>>,
+    is_shared: bool,
+}
+
+impl<I> Line<I> {
+    pub(super) fn new(io: I) -> Self {
+        Self { own: Box::new(Wire::new(Some(io))), shared: None, is_shared: false }
+    }
+
+    /// Does something with the connection: never for long, and nothing that polls a body or a service.
+    pub(super) fn with<T>(&mut self, act: impl FnOnce(&mut Wire<I>) -> T) -> T {
+        match &self.shared {
+            Some(shared) if self.is_shared => act(&mut lock(shared)),
+            _ => act(&mut self.own),
+        }
+    }
+
+    /// Shares it with the body of a request.
+    fn share(&mut self) -> Shared<I> {
+        let shared = self.shared.get_or_insert_with(|| Arc::new(Mutex::new(Box::new(Wire::new(None)))));
+        if !self.is_shared {
+            std::mem::swap(&mut self.own, &mut *lock(shared));
+            self.is_shared = true;
+        }
+        Arc::clone(shared)
+    }
+
+    /// Takes it back from a body that has ended, which does nothing with it any more.
+    pub(super) fn take_back(&mut self) {
+        if let Some(shared) = &self.shared
+            && self.is_shared
+        {
+            let mut wire = lock(shared);
+            if wire.body == Reading::Ended {
+                std::mem::swap(&mut self.own, &mut *wire);
+                self.is_shared = false;
+            }
+        }
+    }
+}
+
+impl<I: AsyncWrite> Line<I> {
+    fn is_write_vectored(&self) -> bool {
+        let is = |wire: &Wire<I>| wire.io.as_ref().is_some_and(AsyncWrite::is_write_vectored);
+        match &self.shared {
+            Some(shared) if self.is_shared => is(&lock(shared)),
+            _ => is(&self.own),
+        }
+    }
+}
+
+/// The socket ends with its server, whoever has a body that reads from it.
+impl<I> Drop for Line<I> {
+    fn drop(&mut self) {
+        self.with(|wire| wire.io = None);
+    }
+}
+
+fn lock<I>(wire: &Mutex<Box<Wire<I>>>) -> MutexGuard<'_, Box<Wire<I>>> {
     wire.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -53,10 +118,10 @@ fn closed() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
-    pub(super) fn new(io: I) -> Self {
+impl<I> Wire<I> {
+    fn new(io: Option<I>) -> Self {
         Self {
-            io: Some(io),
+            io,
             inbox: Inbox::new(),
             decoder: Decoder::new(Framing::None),
             body: Reading::Ended,
@@ -65,7 +130,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
             server: None,
         }
     }
+}
 
+impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
     /// A request has begun, whose body ends so.
     pub(super) fn begin(&mut self, framing: Framing, expects: bool) {
         self.decoder = Decoder::new(framing);
@@ -169,37 +236,37 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
     }
 }
 
-/// Writes to a connection that is locked for each write alone.
+/// Writes to a connection.
 #[derive(Debug)]
-pub(super) struct Writer<'a, I>(pub(super) &'a Mutex<Wire<I>>);
+pub(super) struct Writer<'a, I>(pub(super) &'a mut Line<I>);
 
 impl<I: AsyncWrite + Unpin> Writer<'_, I> {
-    fn with<T>(&self, write: impl FnOnce(Pin<&mut I>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        match &mut lock(self.0).io {
+    fn with<T>(&mut self, write: impl FnOnce(Pin<&mut I>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.0.with(|wire| match &mut wire.io {
             Some(io) => write(Pin::new(io)),
             None => Poll::Ready(Err(closed())),
-        }
+        })
     }
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Writer<'_, I> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.with(|io| io.poll_write(cx, buf))
     }
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.with(|io| io.poll_write_vectored(cx, bufs))
     }
     fn is_write_vectored(&self) -> bool {
-        lock(self.0).io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
+        self.0.is_write_vectored()
     }
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.with(|io| io.poll_flush(cx))
     }
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.with(|io| io.poll_shutdown(cx))
     }
 }
@@ -214,13 +281,16 @@ pub(super) struct RequestBody<I> {
 }
 
 impl<I> RequestBody<I> {
-    /// Of the request that has just begun, and has one.
-    pub(super) fn new(wire: &Shared<I>, framing: Framing) -> Self {
+    /// Of the request that has just begun; `None` where it has none.
+    pub(super) fn new(line: &mut Line<I>, framing: Framing) -> Option<Self> {
+        if line.with(|wire| wire.body) == Reading::Ended {
+            return None;
+        }
         let left = match framing {
             Framing::Length(length) => Some(length),
             _ => None,
         };
-        Self { wire: Arc::clone(wire), left, ended: false }
+        Some(Self { wire: line.share(), left, ended: false })
     }
 }
 

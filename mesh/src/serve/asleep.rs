@@ -9,26 +9,15 @@ use std::task::{Context, Poll, Wake, Waker};
 
 /// Polls a future only when it has been woken itself. Beside a relay, which is polled for each piece of bytes, what
 /// says that a connection is to end would else be asked as often, and that costs a third of what the relay does.
-pub(crate) struct Asleep<'a, F> {
+pub struct Asleep<'a, F> {
     future: Pin<&'a mut F>,
-    bell: Arc<Bell>,
-    /// Of the bell.
-    rung_by: Waker,
-    /// Whom the bell wakes.
-    known: Option<Waker>,
-}
-
-/// Remembers that it rang, and wakes the task.
-struct Bell {
-    rung: AtomicBool,
-    task: Mutex<Option<Waker>>,
+    bell: Bell,
 }
 
 impl<'a, F: Future> Asleep<'a, F> {
-    pub(crate) fn new(future: Pin<&'a mut F>) -> Self {
-        let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(None) });
-        let rung_by = Waker::from(Arc::clone(&bell));
-        Self { future, bell, rung_by, known: None }
+    /// Polls it for the first time when this is.
+    pub fn new(future: Pin<&'a mut F>) -> Self {
+        Self { future, bell: Bell::new() }
     }
 }
 
@@ -37,16 +26,8 @@ impl<F: Future> Future for Asleep<'_, F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
-        if !this.known.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
-            let waker = cx.waker().clone();
-            *this.bell.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
-            this.known = Some(waker);
-            // It may have rung for another task.
-            this.bell.rung.store(true, Ordering::Relaxed);
-        }
-        // Taken back before the future is polled, so that no ring is lost. Read alone first: that is the usual end.
-        if this.bell.rung.load(Ordering::Acquire) && this.bell.rung.swap(false, Ordering::AcqRel) {
-            return this.future.as_mut().poll(&mut Context::from_waker(&this.rung_by));
+        if this.bell.has_rung(cx) {
+            return this.future.as_mut().poll(&mut this.bell.context());
         }
         Poll::Pending
     }
@@ -58,7 +39,49 @@ impl<F> fmt::Debug for Asleep<'_, F> {
     }
 }
 
-impl Wake for Bell {
+/// What a future is polled with that is asked again only when it has woken its task.
+pub(super) struct Bell {
+    shared: Arc<Shared>,
+    rung_by: Waker,
+    /// Whom it wakes.
+    known: Option<Waker>,
+}
+
+/// Remembers that it rang, and wakes the task.
+struct Shared {
+    rung: AtomicBool,
+    /// Locked when it rings, and when another task asks.
+    task: Mutex<Option<Waker>>,
+}
+
+impl Bell {
+    /// One that has rung: the future is yet to be asked.
+    pub(super) fn new() -> Self {
+        let shared = Arc::new(Shared { rung: AtomicBool::new(true), task: Mutex::new(None) });
+        let rung_by = Waker::from(Arc::clone(&shared));
+        Self { shared, rung_by, known: None }
+    }
+
+    /// Whether it has rung since this was asked; whoever asks is woken when it rings.
+    pub(super) fn has_rung(&mut self, cx: &Context<'_>) -> bool {
+        if !self.known.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            let waker = cx.waker().clone();
+            *self.shared.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+            self.known = Some(waker);
+            // It may have rung for another task.
+            self.shared.rung.store(true, Ordering::Relaxed);
+        }
+        // Taken back before the future is polled, so that no ring is lost. Read alone first: that is the usual end.
+        self.shared.rung.load(Ordering::Acquire) && self.shared.rung.swap(false, Ordering::AcqRel)
+    }
+
+    /// What rings it.
+    pub(super) fn context(&self) -> Context<'_> {
+        Context::from_waker(&self.rung_by)
+    }
+}
+
+impl Wake for Shared {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
