@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace as Object, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
@@ -181,6 +182,21 @@ impl Namespace {
                 .collect();
             let ready = ready.len();
             if ready >= wanted { Ok(()) } else { Err(format!("{wanted} wanted, {ready} ready")) }
+        })
+        .await;
+    }
+
+    /// Waits until all pods of a [Job](crate::yaml::job) have ended well.
+    ///
+    /// # Panics
+    /// When one has not, or that takes too long.
+    pub async fn work_done(&self, pods: u32) {
+        let jobs: Api<Job> = self.api();
+        wait::until_ok(READY_WITHIN, "all pods of the Job to succeed", async || {
+            let status = jobs.get("work").await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+            assert_eq!(status.failed.unwrap_or(0), 0, "{status:?}");
+            let succeeded = status.succeeded.and_then(|pods| u32::try_from(pods).ok());
+            if succeeded == Some(pods) { Ok(()) } else { Err(format!("{status:?}")) }
         })
         .await;
     }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde_json::{Value, json};
+
 /// A Deployment of `e2e-app` with its ServiceAccount and Service, all of one name. HTTP is on 9080, TCP where the
 /// client speaks first on 9000, TCP where the server does on 9001.
 #[derive(Debug, Clone)]
@@ -73,6 +75,30 @@ impl App {
 /// The image of the tests' application.
 pub fn image() -> String {
     format!("e2e-app:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// A Job called `work`, each pod of which makes one call at its very start, without another try, and ends: well if the
+/// call was answered.
+pub fn job(pods: u32, url: &str) -> Value {
+    json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "work"},
+        "spec": {
+            "backoffLimit": 0,
+            "completions": pods,
+            "parallelism": pods,
+            "template": {"spec": {
+                "restartPolicy": "Never",
+                "containers": [{
+                    "name": "work",
+                    "image": image(),
+                    "imagePullPolicy": "Never",
+                    "args": ["--lifetime=0", format!("--call-first={url}")],
+                }],
+            }},
+        },
+    })
 }
 
 impl fmt::Display for App {

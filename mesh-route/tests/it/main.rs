@@ -8,6 +8,7 @@
 )]
 
 mod carried;
+mod limits;
 mod pool;
 mod stack;
 mod support;

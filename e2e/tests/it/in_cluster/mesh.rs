@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::batch::v1::Job;
-use kube::api::Api;
 use mesh_e2e::{App, Namespace, in_namespace, kubectl, restored, yaml};
 use mesh_test::wait;
 use serde_json::json;
@@ -425,30 +423,8 @@ async fn timed_tcp_passes_whoever_speaks_first_and_what_is_outside_is_reached() 
 async fn a_job_with_an_injected_sidecar_ends() {
     in_namespace("job", INJECTED, async |namespace: Namespace| {
         applications(&namespace).await;
-        let image = yaml::image();
-        namespace
-            .apply(&format!(
-                "apiVersion: batch/v1
-kind: Job
-metadata: {{name: work}}
-spec:
-  backoffLimit: 0
-  template:
-    spec:
-      restartPolicy: Never
-      containers:
-      - name: work
-        image: {image}
-        imagePullPolicy: Never
-        args: [--lifetime=1, '--call-first={REVIEWS}']
-"
-            ))
-            .await;
-        let jobs: Api<Job> = namespace.api();
-        wait::until(Duration::from_secs(60), "the Job to end", async || {
-            jobs.get("work").await.is_ok_and(|job| job.status.is_some_and(|s| s.succeeded == Some(1)))
-        })
-        .await;
+        namespace.apply(&yaml::job(1, REVIEWS).to_string()).await;
+        namespace.work_done(1).await;
     })
     .await;
 }

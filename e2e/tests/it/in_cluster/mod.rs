@@ -2,6 +2,7 @@
 
 mod away;
 mod chart;
+mod guide;
 mod memory;
 mod mesh;
 mod plain;

@@ -1,9 +1,6 @@
 //! What the tests take for granted of the cluster, without a mesh.
 
-use std::time::Duration;
-
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
-use k8s_openapi::api::batch::v1::Job;
 use kube::api::{Api, PostParams};
 use mesh_e2e::{Namespace, in_namespace, yaml};
 use mesh_test::wait;
@@ -45,36 +42,17 @@ async fn pods_talk_through_a_service_by_its_name() {
 #[ignore = "needs a cluster"]
 async fn a_job_with_a_native_sidecar_ends() {
     in_namespace("job", &[], async |namespace: Namespace| {
-        let image = yaml::image();
-        namespace
-            .apply(&format!(
-                "apiVersion: batch/v1
-kind: Job
-metadata: {{name: work}}
-spec:
-  template:
-    spec:
-      restartPolicy: Never
-      initContainers:
-      - name: sidecar
-        image: {image}
-        imagePullPolicy: Never
-        restartPolicy: Always
-        args: [--name=sidecar, --http=8080, --control=7001]
-        startupProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
-      containers:
-      - name: work
-        image: {image}
-        imagePullPolicy: Never
-        args: [--lifetime=1, '--call-first=http://127.0.0.1:8080/']
-"
-            ))
-            .await;
-        let jobs: Api<Job> = namespace.api();
-        wait::until(Duration::from_secs(60), "the Job to end", async || {
-            jobs.get("work").await.is_ok_and(|job| job.status.is_some_and(|s| s.succeeded == Some(1)))
-        })
-        .await;
+        let mut job = yaml::job(1, "http://127.0.0.1:8080/");
+        job["spec"]["template"]["spec"]["initContainers"] = json!([{
+            "name": "sidecar",
+            "image": yaml::image(),
+            "imagePullPolicy": "Never",
+            "restartPolicy": "Always",
+            "args": ["--name=sidecar", "--http=8080", "--control=7001"],
+            "startupProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1},
+        }]);
+        namespace.apply(&job.to_string()).await;
+        namespace.work_done(1).await;
     })
     .await;
 }

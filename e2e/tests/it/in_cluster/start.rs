@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, pin_mut};
-use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, PostParams, WatchEvent, WatchParams};
 use mesh_e2e::{App, Namespace, in_namespace, sidecar, yaml};
@@ -182,7 +181,7 @@ async fn startup(namespace: &Namespace, series: usize) -> Duration {
 #[tokio::test]
 #[ignore = "needs a cluster"]
 async fn no_application_starts_before_its_network_is_ready() {
-    const PODS: i32 = 10;
+    const PODS: u32 = 10;
     in_namespace("first-act", INJECTED, async |namespace: Namespace| {
         namespace.apply(&yaml::deployment("reviews").to_string()).await;
         namespace.apply(&yaml::deployment("web").to_string()).await;
@@ -191,34 +190,8 @@ async fn no_application_starts_before_its_network_is_ready() {
         answered(&namespace.app("web").await, REVIEWS, 200).await;
         // Nobody may call in plaintext, so that what passes beside the sidecar fails as well.
         namespace.apply(super::mesh::STRICT).await;
-        let image = yaml::image();
-        namespace
-            .apply(&format!(
-                "apiVersion: batch/v1
-kind: Job
-metadata: {{name: work}}
-spec:
-  backoffLimit: 0
-  completions: {PODS}
-  parallelism: {PODS}
-  template:
-    spec:
-      restartPolicy: Never
-      containers:
-      - name: work
-        image: {image}
-        imagePullPolicy: Never
-        args: [--lifetime=0, '--call-first={REVIEWS}']
-"
-            ))
-            .await;
-        let jobs: Api<Job> = namespace.api();
-        wait::until_ok(Duration::from_secs(120), "all pods of the Job to succeed", async || {
-            let status = jobs.get("work").await.map_err(|e| e.to_string())?.status.unwrap_or_default();
-            assert_eq!(status.failed.unwrap_or(0), 0, "{status:?}");
-            if status.succeeded == Some(PODS) { Ok(()) } else { Err(format!("{status:?}")) }
-        })
-        .await;
+        namespace.apply(&yaml::job(PODS, REVIEWS).to_string()).await;
+        namespace.work_done(PODS).await;
     })
     .await;
 }
