@@ -5,6 +5,7 @@
 //! endpoints, and the store that knows the whole configuration.
 
 pub mod body;
+pub mod clock;
 pub mod cluster;
 pub mod diagnostic;
 pub mod facts;

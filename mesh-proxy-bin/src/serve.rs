@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use mesh::core::body::{Body, BoxError};
+use mesh::core::clock::AtOnce;
 use mesh::core::facts::Connection;
 use mesh::route::pool::HttpVersion;
 use mesh::serve::{HEADER_TIMEOUT, Serving, h1};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tower::ServiceExt;
 use tower_service::Service;
 
 use crate::detect::Spoken;
@@ -57,5 +59,7 @@ pub(crate) async fn http<I, S, R>(
         // What is none gets HTTP's answer.
         Spoken::Http1 | Spoken::Opaque => HttpVersion::Http1,
     };
-    mesh::serve::http(io, version, connection, service, stop, &SERVING).await;
+    // Those that are not polled with their connection, as streams of HTTP/2, have the same.
+    let service = service.map_future(AtOnce::new);
+    AtOnce::new(mesh::serve::http(io, version, connection, service, stop, &SERVING)).await;
 }

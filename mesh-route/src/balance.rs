@@ -43,6 +43,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use mesh_core::body::BoxError;
+use mesh_core::clock::now;
 use mesh_core::cluster::{Balance as How, Cluster, Dispatch, Endpoint, EndpointAddress, EndpointSet};
 use mesh_core::facts::Facts;
 use mesh_core::failure::{Failure, FailureCode};
@@ -340,7 +341,7 @@ impl<S> Balance<S> {
         };
         let min_health = settings.outlier.as_ref().map_or(0, |o| o.min_health_percent);
         let set = cluster.load_endpoints();
-        let found = pick(&set, settings.balance, min_health, tried, draw, Instant::now());
+        let found = pick(&set, settings.balance, min_health, tried, draw, now());
         found.map(|e| (Arc::clone(cluster), Arc::clone(e))).ok_or_else(|| {
             let all = set.members().len();
             Failure::new(FailureCode::NoHealthyEndpoint).detail(if all == 0 {

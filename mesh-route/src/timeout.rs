@@ -31,10 +31,11 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Request, Response};
 use mesh_core::body::{Body, BoxError};
+use mesh_core::clock::now;
 use mesh_core::facts::Facts;
 use mesh_core::failure::{Failure, is_grpc};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -132,7 +133,7 @@ where
     fn call(&mut self, request: Request<B>) -> ResponseFuture<S::Future> {
         let limit = self.limit(&request);
         // A limit beyond what the clock can tell is none.
-        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let deadline = limit.and_then(|limit| now().checked_add(limit));
         ResponseFuture {
             future: self.inner.call(request),
             sleep: deadline.map(sleep_until),
@@ -174,6 +175,7 @@ mod tests {
     use mesh_core::failure::FailureCode;
     use proptest::prelude::*;
     use std::sync::Arc;
+    use tokio::time::Instant;
     use tower::ServiceExt;
     use tower_test::mock;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Response, StatusCode};
 use mesh_core::body::BoxError;
+use mesh_core::clock::now;
 use mesh_core::cluster::{Cluster, Dispatch, Endpoint, Outcome, OutlierSettings, TryDeadline, UpstreamTls};
 use mesh_core::facts::Facts;
 use mesh_core::failure::{Failure, FailureCode, REASON_HEADER, is_grpc};
@@ -101,7 +102,7 @@ where
                 Ok(response) => outcome_of(response.status(), response.headers(), &endpoint),
                 Err(failure) => Outcome::Failed(failure.code()),
             };
-            observe(&cluster, &endpoint, outcome, Instant::now());
+            observe(&cluster, &endpoint, outcome, now());
         }
         Poll::Ready(result)
     }
@@ -111,7 +112,7 @@ where
 impl Drop for Watch {
     fn drop(&mut self) {
         let Some((cluster, endpoint)) = self.target.take() else { return };
-        let now = Instant::now();
+        let now = now();
         let late = self.deadline.is_some_and(|TryDeadline(deadline)| deadline <= now);
         let code = self.facts.as_ref().and_then(Facts::failure).map(Failure::code);
         if late || code == Some(FailureCode::Timeout) {

@@ -8,6 +8,7 @@ use std::task::Context;
 use futures_util::task::AtomicWaker;
 use hyper::client::conn::http2;
 use mesh_core::body::Body;
+use mesh_core::clock::now;
 use mesh_core::cluster::{Endpoint, EndpointState, Permit};
 use mesh_core::facts::{PeerIdentity, UpstreamAddr};
 use mesh_core::failure::Failure;
@@ -406,8 +407,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.conn.active.fetch_sub(1, Ordering::Relaxed) == 1 {
-            *lock(&self.conn.expires) =
-                self.home.idle_timeout.and_then(|idle| Instant::now().checked_add(idle));
+            *lock(&self.conn.expires) = self.home.idle_timeout.and_then(|idle| now().checked_add(idle));
             // Unused now: it may make room for another.
             self.home.shared.wake_one(self.home.place);
         }
@@ -439,7 +439,7 @@ impl Home {
         if used_up || self.shared.is_draining() {
             return;
         }
-        let expires = self.idle_timeout.and_then(|idle| Instant::now().checked_add(idle));
+        let expires = self.idle_timeout.and_then(|idle| now().checked_add(idle));
         if let Some(shard) = self.find() {
             let mut lists = lock(&shard.lists);
             if lists.idle.len() < MAX_IDLE {

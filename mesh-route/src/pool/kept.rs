@@ -11,9 +11,9 @@ use std::task::{Context, Poll, Waker, ready};
 
 use http::{Method, Response, Version};
 use mesh_core::body::Body;
+use mesh_core::clock::now;
 use mesh_core::cluster::{Dispatch, InFlight};
 use mesh_core::facts::Upstream;
-use tokio::time::Instant;
 
 use super::connect::HttpVersion;
 use super::endpoint::{EndpointPool, Home};
@@ -51,7 +51,7 @@ pub(super) fn begin(
         return None;
     }
     // Whoever waits for the response asks for himself.
-    let conn = pool.shard(shard)?.take_http1(Instant::now(), &mut Context::from_waker(Waker::noop()))?;
+    let conn = pool.shard(shard)?.take_http1(now(), &mut Context::from_waker(Waker::noop()))?;
     let home = Home {
         target: Arc::clone(endpoint),
         shared: Arc::clone(shared),

@@ -11,6 +11,7 @@ use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use mesh_core::body::{Body, BoxError};
+use mesh_core::clock::now;
 use mesh_core::cluster::{
     Cluster, ClusterSettings, Dispatch, Endpoint, EndpointKey, Gauge, InFlight, Limits, Permit, UpstreamTls,
 };
@@ -330,7 +331,7 @@ where
 
     /// One that is there already.
     async fn kept(&self, shard: &Shard, want: HttpVersion) -> Option<Conn> {
-        let now = Instant::now();
+        let now = now();
         match want {
             HttpVersion::Http2 | HttpVersion::Carried => {
                 let stream = shard.take_stream(want, now, &self.home, false)?;

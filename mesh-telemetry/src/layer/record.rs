@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header};
+use mesh_core::clock::now;
 use mesh_core::facts::{Direction, Facts};
 use mesh_core::failure::{DETAIL_HEADER, Failure, FailureCode, REASON_HEADER, is_grpc};
 use tokio::time::Instant;
@@ -116,7 +117,7 @@ impl Record {
         Self {
             config,
             facts,
-            started: Instant::now(),
+            started: now(),
             logged,
             request_bytes: None,
             response_bytes: 0,
@@ -147,7 +148,7 @@ impl Record {
             || matches!(status, http::StatusCode::NO_CONTENT | http::StatusCode::NOT_MODIFIED);
         let upstream = self.facts.upstream();
         if upstream.is_some() && self.failure().is_none() {
-            self.upstream_time = Some(self.started.elapsed());
+            self.upstream_time = Some(now().saturating_duration_since(self.started));
         }
         if self.facts.connection().direction() == Direction::Outbound {
             // Hardly any answer has it, and to look at each name is less than to look one up.
@@ -226,7 +227,7 @@ impl Record {
         let protocol = if self.grpc { RequestProtocol::Grpc } else { RequestProtocol::Http };
         let outcome = Outcome { protocol, code: self.code, grpc_status: self.grpc_status, flags: NO_FLAG }
             .flagged(failure.map_or("", |f| f.spec().flag));
-        let duration = self.started.elapsed();
+        let duration = now().saturating_duration_since(self.started);
         let request_bytes = self.request_bytes.as_ref().map_or(0, |b| b.load(Ordering::Relaxed));
         self.config.recorder.request(&self.facts, outcome, duration, request_bytes, self.response_bytes);
 

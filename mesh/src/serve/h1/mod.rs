@@ -40,6 +40,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use hyper::ext::ReasonPhrase;
 use mesh_core::body::{Body, BoxError};
+use mesh_core::clock::now;
 use mesh_core::failure::FailureCode;
 #[cfg(doc)]
 use mesh_core::http1::Inbox;
@@ -258,7 +259,7 @@ impl Idle {
                     return Poll::Ready(Ok(Next::Nothing));
                 }
             }
-            let until = *until.get_or_insert_with(|| Instant::now() + settings.head_timeout);
+            let until = *until.get_or_insert_with(|| now() + settings.head_timeout);
             if self.poll_late(cx, until).is_ready() {
                 return Poll::Ready(Err(Error::Late));
             }
