@@ -519,6 +519,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn small_messages_between_sockets_are_counted_both_ways_and_so_is_their_end() {
+        let metrics = mesh::telemetry::Metrics::new(mesh::telemetry::metrics::OwnWorkload::default());
+        let (log, facts) = (mesh::telemetry::AccessLog::off(), mesh::core::facts::Facts::default());
+        let record = Arc::new(ConnectionRecord::new(&metrics, log, &facts));
+        let ((mut client, near), (mut far, mut app)) = (connected().await, connected().await);
+        let mut caller = Counted::new(MaybeTls::plain(near), record);
+        assert!(caller.socket().is_some() && far.socket().is_some());
+        let talking = async {
+            for round in 1..=5_usize {
+                client.write_all(&vec![b'q'; round]).await.unwrap();
+                app.read_exact(&mut vec![0; round]).await.unwrap();
+                app.write_all(&vec![b'a'; 2 * round]).await.unwrap();
+                client.read_exact(&mut vec![0; 2 * round]).await.unwrap();
+            }
+            client.shutdown().await.unwrap();
+            assert_eq!(app.read(&mut [0]).await.unwrap(), 0);
+            drop(app);
+        };
+        let (carried, ()) = tokio::join!(relay(&mut caller, &mut far), talking);
+        carried.unwrap();
+        let text = metrics.encode(mesh::telemetry::metrics::Exposition::Classic);
+        for (name, bytes) in
+            [("istio_tcp_received_bytes_total{", " 15"), ("istio_tcp_sent_bytes_total{", " 30")]
+        {
+            let counted = text.lines().find(|l| l.starts_with(name)).unwrap();
+            assert!(counted.ends_with(bytes), "{counted}");
+        }
+    }
+
+    #[tokio::test]
     async fn who_sends_little_after_much_is_copied_again() {
         let ((mut client, mut near), (mut far, mut app)) = (connected().await, connected().await);
         let mut way = OneWay { at_once: MOST_AT_ONCE, ..OneWay::new() };
