@@ -365,6 +365,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mesh::core::facts::Facts;
+    use mesh::telemetry::metrics::{Exposition, OwnWorkload};
+    use mesh::telemetry::{AccessLog, Metrics};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     impl Side for DuplexStream {}
@@ -446,12 +449,7 @@ mod tests {
 
     #[tokio::test]
     async fn both_ways_are_counted() {
-        use mesh::core::facts::Facts;
-        use mesh::telemetry::metrics::{Exposition, OwnWorkload};
-        use mesh::telemetry::{AccessLog, Metrics};
-
-        let metrics = Metrics::new(OwnWorkload::default());
-        let record = Arc::new(ConnectionRecord::new(&metrics, AccessLog::off(), &Facts::default()));
+        let (metrics, record) = recorded();
         let (mut caller, near) = tokio::io::duplex(64);
         let (mut far, mut app) = tokio::io::duplex(64);
         let mut near = Counted::new(near, record);
@@ -464,13 +462,23 @@ mod tests {
         drop(app);
         relayed.await.unwrap().unwrap();
         assert_eq!(got, "hello");
+        assert_eq!(counted(&metrics), [5, 2]);
+    }
+
+    /// A connection's record, and where it counts.
+    fn recorded() -> (Metrics, Arc<ConnectionRecord>) {
+        let metrics = Metrics::new(OwnWorkload::default());
+        let record = ConnectionRecord::new(&metrics, AccessLog::off(), &Facts::default());
+        (metrics, Arc::new(record))
+    }
+
+    /// How many bytes were received from and sent to the caller.
+    fn counted(metrics: &Metrics) -> [usize; 2] {
         let text = metrics.encode(Exposition::Classic);
-        let value = |name: &str| {
-            let line = text.lines().find(|l| l.starts_with(name)).unwrap();
-            line.rsplit(' ').next().unwrap().to_owned()
-        };
-        assert_eq!(value("istio_tcp_received_bytes_total{"), "5");
-        assert_eq!(value("istio_tcp_sent_bytes_total{"), "2");
+        ["istio_tcp_received_bytes_total{", "istio_tcp_sent_bytes_total{"].map(|name| {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        })
     }
 
     /// Two ends of a connection over the loopback.
@@ -487,9 +495,7 @@ mod tests {
 
     #[tokio::test]
     async fn much_between_sockets_goes_through_a_pipe_and_is_counted_and_whole() {
-        let metrics = mesh::telemetry::Metrics::new(mesh::telemetry::metrics::OwnWorkload::default());
-        let (log, facts) = (mesh::telemetry::AccessLog::off(), mesh::core::facts::Facts::default());
-        let record = Arc::new(ConnectionRecord::new(&metrics, log, &facts));
+        let (metrics, record) = recorded();
         let ((mut client, near), (mut far, mut app)) = (connected().await, connected().await);
         let mut caller =
             Counted::new(Rewind::new(MaybeTls::plain(near), bytes::Bytes::new()), Arc::clone(&record));
@@ -513,16 +519,12 @@ mod tests {
         carried.unwrap();
         assert!(got == sent);
         assert!(way.pipe.is_none() && Pipe::is_spare(), "there was one, and it was given back");
-        let text = metrics.encode(mesh::telemetry::metrics::Exposition::Classic);
-        let counted = text.lines().find(|l| l.starts_with("istio_tcp_received_bytes_total{")).unwrap();
-        assert!(counted.ends_with(&format!(" {}", got.len())), "{counted}");
+        assert_eq!(counted(&metrics), [got.len(), 0]);
     }
 
     #[tokio::test]
     async fn small_messages_between_sockets_are_counted_both_ways_and_so_is_their_end() {
-        let metrics = mesh::telemetry::Metrics::new(mesh::telemetry::metrics::OwnWorkload::default());
-        let (log, facts) = (mesh::telemetry::AccessLog::off(), mesh::core::facts::Facts::default());
-        let record = Arc::new(ConnectionRecord::new(&metrics, log, &facts));
+        let (metrics, record) = recorded();
         let ((mut client, near), (mut far, mut app)) = (connected().await, connected().await);
         let mut caller = Counted::new(MaybeTls::plain(near), record);
         assert!(caller.socket().is_some() && far.socket().is_some());
@@ -539,13 +541,7 @@ mod tests {
         };
         let (carried, ()) = tokio::join!(relay(&mut caller, &mut far), talking);
         carried.unwrap();
-        let text = metrics.encode(mesh::telemetry::metrics::Exposition::Classic);
-        for (name, bytes) in
-            [("istio_tcp_received_bytes_total{", " 15"), ("istio_tcp_sent_bytes_total{", " 30")]
-        {
-            let counted = text.lines().find(|l| l.starts_with(name)).unwrap();
-            assert!(counted.ends_with(bytes), "{counted}");
-        }
+        assert_eq!(counted(&metrics), [15, 30]);
     }
 
     #[tokio::test]
